@@ -1,0 +1,178 @@
+"""Settings: read once, by ``cli``, from one TOML file and the command line, then handed on as values.
+
+Each setting's name, default and help stand in :class:`Config`'s fields; docs/configuration.md repeats them, and a
+test compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from portico.errors import Invalid
+
+SERVICE_ACCOUNT: Final = "portico"
+"""The POSIX account of gateway and portal on a multi-user machine."""
+
+USER_GROUP: Final = "portico-users"
+"""The POSIX group whose members the broker acts for. An existing account takes part once root adds it."""
+
+
+def setting(default: Any, help: str) -> Any:  # noqa: A002 - the word users know
+    """Return a dataclass field with a default and a help sentence."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting, with its default. Sizes are bytes, times are seconds, unless the name says otherwise."""
+
+    # server
+    host: str = setting("localhost", "Name by which browsers reach Portico; another Host header is answered with 421.")
+    bind: str = setting("", "Address to listen on; by default loopback for the host localhost, else every address.")
+    port: int = setting(8000, "Port of the portal.")
+    apps_port: int = setting(0, "Port of the apps' own origin; by default the portal's port + 1.")
+    apps_domain: str = setting("", "Wildcard domain for apps, e.g. apps.example.org; then apps use the portal's port.")
+    tls_certificate: str = setting("", "PEM file with the certificate chain; then Portico speaks HTTPS.")
+    tls_key: str = setting("", "PEM file with the certificate's private key.")
+    trusted_proxies: tuple[str, ...] = setting((), "Addresses whose X-Forwarded-For and -Proto headers are believed.")
+    public_url: str = setting("", "The portal's URL as browsers see it, where a front server changes it.")
+    # sign-in
+    sign_in_hours: float = setting(12.0, "A sign-in ends this long after it was made.")
+    idle_hours: float = setting(4.0, "A sign-in ends when it was not used for this long.")
+    password_min_length: int = setting(12, "Shortest password, in characters (NIST SP 800-63B asks for 8 or more).")
+    # accounts
+    home_base: str = setting("/home", "Folder in which homes of new accounts are made.")
+    uid_min: int = setting(20000, "Lowest uid of accounts that Portico makes or acts for.")
+    uid_max: int = setting(59999, "Highest uid of accounts that Portico makes or acts for.")
+    # the cluster `local`
+    cores: float = setting(0.0, "Cores that sessions may hold at once; by default four times those of the machine.")
+    memory_gb: float = setting(0.0, "Memory that sessions may hold at once, GB; by default the machine's less one.")
+    max_sessions_per_user: int = setting(8, "Sessions that one user may have queued or running at once.")
+    max_hours: float = setting(24.0, "Longest time of a session, extensions not counted.")
+    extend_hours: float = setting(4.0, "What one press of Extend adds.")
+    max_extended_hours: float = setting(72.0, "Longest time of a session with its extensions.")
+    keep_ended_days: float = setting(7.0, "Ended sessions are shown, and their folders kept, for this long.")
+    # catalog
+    catalog_dirs: tuple[str, ...] = setting((), "Folders with more apps; a later one replaces an app of the same id.")
+    # set by the command line, not by the file
+    state_dir: str = setting("", "Database and other things to keep; by default /var/lib/portico or below your home.")
+    run_dir: str = setting("", "Sockets; by default /run/portico or below your own runtime folder.")
+    install_dir: str = setting("", "What `portico up` installs; by default /opt/portico or below your home.")
+    instance: str = setting("portico", "Name of this installation, where a machine has several.")
+    multi_user: bool = setting(True, "Whether users have POSIX accounts of their own; so whenever root starts Portico.")
+
+    @property
+    def scheme(self) -> str:
+        """What browsers speak to the portal."""
+        return urlsplit(self.public_url).scheme if self.public_url else ("https" if self.tls_certificate else "http")
+
+    @property
+    def portal_origin(self) -> str:
+        """The portal's origin (RFC 6454) as browsers see it, without a trailing slash."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        return _render_origin(self.scheme, self.host, self.port)
+
+    def get_apps_origin(self, session_id: str) -> str:
+        """Return the origin on which a session's http app is served, which is never the portal's."""
+        if self.apps_domain:
+            port = urlsplit(self.portal_origin).port or _DEFAULT_PORTS[self.scheme]
+            return _render_origin(self.scheme, f"{session_id}.{self.apps_domain}", port)
+        host = urlsplit(self.portal_origin).hostname or self.host
+        return _render_origin(self.scheme, host, self.apps_port)
+
+    @property
+    def socket_paths(self) -> dict[str, str]:
+        """Where the processes listen, by name. See docs/protocol.md."""
+        run = Path(self.run_dir)
+        return {name: str(run / f"{name}.sock") for name in ("broker", "portal", "routes", "api")}
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of the store."""
+        return f"sqlite:///{self.state_dir}/portico.db"
+
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+def _render_origin(scheme: str, host: str, port: int) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{name}" if port == _DEFAULT_PORTS[scheme] else f"{scheme}://{name}:{port}"
+
+
+COMMAND_LINE_ONLY: Final = frozenset({"state_dir", "run_dir", "install_dir", "instance", "multi_user"})
+
+
+def load_config(path: Path | None, **overrides: Any) -> Config:
+    """Return the settings of ``path`` (a TOML file of top-level keys) under ``overrides``, with every default filled in.
+
+    Args:
+        path: The file; None, or a path at which there is none, means defaults.
+        overrides: Settings of the command line; None means not given.
+
+    Raises:
+        Invalid: The file can't be read or is not TOML, a name is unknown, or a value has the wrong type or range.
+    """
+    try:
+        text = path.read_text() if path and path.exists() else ""
+        values = tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise Invalid(f"The configuration {path} can't be read.", why=str(error)) from error
+    known = {f.name: f for f in fields(Config) if f.name not in COMMAND_LINE_ONLY}
+    for name, value in values.items():
+        if name not in known:
+            raise Invalid(
+                f"The configuration {path} has a setting that does not exist: {name!r}.",
+                hint="docs/configuration.md lists them all.",
+                field=name,
+            )
+        values[name] = _convert(name, value, known[name].default)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return _fill_in(Config(**(values | given)))
+
+
+def _convert(name: str, value: Any, default: Any) -> Any:
+    if isinstance(default, tuple):
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise Invalid(f"The setting {name} must be a list of strings.", field=name)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        raise Invalid(f"The setting {name} must be a {type(default).__name__}, not {value!r}.", field=name)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+        raise Invalid(f"The setting {name} must not be negative.", field=name)
+    return value
+
+
+def _fill_in(config: Config) -> Config:
+    multi_user = os.geteuid() == 0
+    home = Path.home()
+    base = {
+        "state_dir": "/var/lib/portico" if multi_user else str(home / ".local/share/portico"),
+        "run_dir": "/run/portico" if multi_user else os.environ.get("XDG_RUNTIME_DIR", f"/tmp/portico-{os.geteuid()}"),
+        "install_dir": "/opt/portico" if multi_user else str(home / ".local/share/portico"),
+        "bind": "127.0.0.1" if config.host in LOOPBACK_HOSTS else "",
+    }
+    if not multi_user and "XDG_RUNTIME_DIR" in os.environ:
+        base["run_dir"] += "/portico"
+    wanted = {name: value for name, value in base.items() if not getattr(config, name)}
+    filled = replace(config, **wanted, apps_port=config.apps_port or config.port + 1, multi_user=multi_user)
+    if bool(filled.tls_certificate) != bool(filled.tls_key):
+        raise Invalid("A certificate and its key go together: set both tls_certificate and tls_key, or neither.")
+    if filled.public_url and urlsplit(filled.public_url).scheme not in _DEFAULT_PORTS:
+        raise Invalid("The setting public_url must begin with http:// or https://.", field="public_url")
+    if not filled.apps_domain and filled.apps_port == filled.port:
+        raise Invalid("Apps need an origin of their own: apps_port must not be the portal's port.", field="apps_port")
+    if len(filled.run_dir) > 60:  # sun_path has 108 bytes, and below this stand users/<uid>/<session>/app.sock
+        raise Invalid(f"The run folder's path is too long: {filled.run_dir}", hint="60 characters at most.")
+    return filled
+
+
+LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})

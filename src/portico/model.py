@@ -1,0 +1,236 @@
+"""The nouns of Portico as values: frozen, without I/O, the same in every process. ../DESIGN.md fixes the words."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+USER_NAME: Final = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
+"""A user's name, which is the POSIX account's too: what shadow's useradd(8) takes, 32 bytes (utmp's limit)."""
+
+SESSION_ID: Final = re.compile(r"[a-z][a-z0-9]{11}\Z")
+"""A session's id: 12 characters, fit for a DNS label, a cgroup, a path and a URL; about 60 random bits."""
+
+
+def now() -> datetime:
+    """Return the time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class Role(enum.StrEnum):
+    """What a user may do is decided by this alone; accounts/permissions.py has the table."""
+
+    USER = "user"
+    ADMIN = "admin"
+
+
+class UserState(enum.StrEnum):
+    """A user without a password is ``invited``; a ``locked`` one can't sign in and has no live stream."""
+
+    INVITED = "invited"
+    ACTIVE = "active"
+    LOCKED = "locked"
+
+
+@dataclass(frozen=True)
+class User:
+    """A person's portal account. ``name`` is the name of the POSIX account too, which is made on demand."""
+
+    id: int
+    name: str
+    role: Role
+    state: UserState
+    created: datetime
+
+
+class Via(enum.StrEnum):
+    """How a request proved who it comes from."""
+
+    COOKIE = "cookie"  # a browser that signed in
+    TOKEN = "token"  # an API token
+    SOCKET = "socket"  # a process on this machine, by its uid (SO_PEERCRED)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who is asking. ``role`` is what this request may use, which can be less than the user's own.
+
+    ``user_id`` is 0 for root on this machine, who is an admin and nobody's account.
+    ``sign_in_id`` is 0 unless ``via`` is COOKIE.
+    """
+
+    user_id: int
+    user_name: str
+    role: Role
+    via: Via
+    sign_in_id: int = 0
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class SignIn:
+    """A browser that is signed in. ``address`` and ``browser`` are as last seen and only for people to read."""
+
+    id: int
+    user_name: str
+    created: datetime
+    last_seen: datetime
+    expires: datetime
+    address: str
+    browser: str
+
+
+class Reach(enum.StrEnum):
+    """What an app speaks on its Unix socket."""
+
+    HTTP = "http"
+    RFB = "rfb"
+    PTY = "pty"
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a form offers for a number: its default and inclusive bounds."""
+
+    default: float
+    minimum: float
+    maximum: float
+
+
+class FieldKind(enum.StrEnum):
+    """The kinds of form field a catalog file may declare."""
+
+    CHOICE = "choice"
+    TEXT = "text"
+    NUMBER = "number"
+    CHECKBOX = "checkbox"
+
+
+@dataclass(frozen=True)
+class Field:
+    """A form field of an app. Its value reaches the job as the variable PORTICO_FORM_<NAME>, never as shell text."""
+
+    name: str
+    label: str
+    kind: FieldKind
+    default: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    pattern: str = ""
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class App:
+    """A catalog entry. ``missing`` says why it can't be started here; empty where it can.
+
+    ``ready_path`` (reach http only) is appended to the session's base path and must answer with a status below 400.
+    """
+
+    id: str
+    name: str
+    summary: str
+    reach: Reach
+    script: str
+    icon: str = ""
+    order: int = 100
+    cores: Range = Range(1, 1, 1)
+    memory_gb: Range = Range(1, 1, 1)
+    hours: Range = Range(8, 1, 24)
+    fields: tuple[Field, ...] = ()
+    ready_path: str = ""
+    ready_timeout_s: float = 60
+    missing: str = ""
+    install_hint: str = ""
+    hidden: bool = False  # from users, while ``missing`` (an app that the site may or may not have)
+
+
+class SessionState(enum.StrEnum):
+    """The life of a session; it only ever moves forward."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    READY = "ready"
+    ENDED = "ended"
+
+
+class Reason(enum.StrEnum):
+    """Why a session ended; each has a sentence for people in sessions/reasons.py."""
+
+    STOPPED = "stopped"  # by its user
+    STOPPED_BY_ADMIN = "stopped-by-admin"
+    FINISHED = "finished"  # the program ended by itself, exit status 0
+    FAILED = "failed"  # the program ended with another status or by a signal
+    NEVER_READY = "never-ready"  # it ran, and did not answer in time
+    TIME_LIMIT = "time-limit"
+    OUT_OF_MEMORY = "out-of-memory"
+    NOT_STARTED = "not-started"  # Portico could not start it; ``detail`` says why
+    LOST = "lost"  # the machine was restarted, or somebody removed its folder
+
+
+@dataclass(frozen=True)
+class Session:
+    """A running app of a user, or one that ran.
+
+    ``ends`` is None until it has started. ``detail`` completes ``reason`` for people, e.g. the exit status.
+    ``waiting_for`` says what a queued or starting session waits for.
+    """
+
+    id: str
+    user_name: str
+    app_id: str
+    title: str
+    cluster: str
+    reach: Reach
+    cores: float
+    memory_bytes: int
+    hours: float
+    values: dict[str, str] = field(default_factory=dict)
+    state: SessionState = SessionState.QUEUED
+    waiting_for: str = ""
+    reason: Reason | None = None
+    detail: str = ""
+    created: datetime = field(default_factory=now)
+    started: datetime | None = None
+    ready: datetime | None = None
+    ends: datetime | None = None
+    ended: datetime | None = None
+
+    @property
+    def base_path(self) -> str:
+        """The path below which an app of reach http is served on its own origin."""
+        return f"/s/{self.id}/"
+
+    def get_time_left(self, at: datetime) -> timedelta | None:
+        """Return how long it may still run, never below zero; None before it started and after it ended."""
+        if self.ends is None or self.state is SessionState.ENDED:
+            return None
+        return max(self.ends - at, timedelta())
+
+
+@dataclass(frozen=True)
+class Share:
+    """A session's desktop or terminal that a colleague may look at: view only, until taken back."""
+
+    id: int
+    session_id: str
+    owner_name: str
+    viewer_name: str
+    created: datetime
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """A change of state: who did what to whom. ``action`` is ``noun:verb``, as in the permission table."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    target: str
+    detail: str
+    address: str
