@@ -22,7 +22,7 @@ USER_GROUP: Final = "portico-users"
 """The POSIX group whose members the broker acts for. An existing account takes part once root adds it."""
 
 
-def setting(default: Any, help: str) -> Any:  # noqa: A002 - the word users know
+def setting(default: Any, help: str) -> Any:
     """Return a dataclass field with a default and a help sentence."""
     return field(default=default, metadata={"help": help})
 
@@ -110,7 +110,7 @@ COMMAND_LINE_ONLY: Final = frozenset({"state_dir", "run_dir", "install_dir", "in
 
 
 def load_config(path: Path | None, **overrides: Any) -> Config:
-    """Return the settings of ``path`` (a TOML file of top-level keys) under ``overrides``, with every default filled in.
+    """Return the settings of ``path`` (TOML, top-level keys) under ``overrides``, with every default filled in.
 
     Args:
         path: The file; None, or a path at which there is none, means defaults.
@@ -118,6 +118,7 @@ def load_config(path: Path | None, **overrides: Any) -> Config:
 
     Raises:
         Invalid: The file can't be read or is not TOML, a name is unknown, or a value has the wrong type or range.
+
     """
     try:
         text = path.read_text() if path and path.exists() else ""
@@ -154,15 +155,13 @@ def _convert(name: str, value: Any, default: Any) -> Any:
 def _fill_in(config: Config) -> Config:
     multi_user = os.geteuid() == 0
     home = Path.home()
-    base = {
+    base: dict[str, Any] = {
         "state_dir": "/var/lib/portico" if multi_user else str(home / ".local/share/portico"),
-        "run_dir": "/run/portico" if multi_user else os.environ.get("XDG_RUNTIME_DIR", f"/tmp/portico-{os.geteuid()}"),
+        "run_dir": "/run/portico" if multi_user else _find_own_run_dir(home),
         "install_dir": "/opt/portico" if multi_user else str(home / ".local/share/portico"),
         "bind": "127.0.0.1" if config.host in LOOPBACK_HOSTS else "",
     }
-    if not multi_user and "XDG_RUNTIME_DIR" in os.environ:
-        base["run_dir"] += "/portico"
-    wanted = {name: value for name, value in base.items() if not getattr(config, name)}
+    wanted: dict[str, Any] = {name: value for name, value in base.items() if not getattr(config, name)}
     filled = replace(config, **wanted, apps_port=config.apps_port or config.port + 1, multi_user=multi_user)
     if bool(filled.tls_certificate) != bool(filled.tls_key):
         raise Invalid("A certificate and its key go together: set both tls_certificate and tls_key, or neither.")
@@ -176,3 +175,11 @@ def _fill_in(config: Config) -> Config:
 
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def _find_own_run_dir(home: Path) -> str:
+    # Never below /tmp, where somebody else could have made the folder before us.
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and os.path.isdir(runtime) and os.stat(runtime).st_uid == os.geteuid():
+        return os.path.join(runtime, "portico")
+    return str(home / ".local/share/portico/run")

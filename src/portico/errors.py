@@ -30,6 +30,7 @@ class PorticoError(Exception):
         hint: What the reader can do next.
         field: Name of the form field that is at fault.
         retry_after_s: Seconds after which another try makes sense.
+
     """
 
     code: ClassVar[str] = "internal"

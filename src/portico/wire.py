@@ -63,6 +63,7 @@ def render(body: Json) -> bytes:
 
     Raises:
         Refused: It would be larger than MESSAGE_LIMIT_BYTES.
+
     """
     data = json.dumps(body, separators=(",", ":")).encode()
     if len(data) > MESSAGE_LIMIT_BYTES:
@@ -75,6 +76,7 @@ def parse(data: bytes) -> Json:
 
     Raises:
         Refused: It is not a JSON object in UTF-8.
+
     """
     try:
         body = json.loads(data)
@@ -91,6 +93,7 @@ def send(sock: socket.socket, body: Json, fds: Sequence[int] = ()) -> None:
     Raises:
         Refused: The message is too large.
         OSError: The other end is gone, or the socket's timeout has passed.
+
     """
     data = render(body)
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -103,6 +106,7 @@ def receive(sock: socket.socket) -> Packet | None:
     Raises:
         Refused: The message was cut, or is not a JSON object; its descriptors are closed.
         OSError: As recvmsg(2).
+
     """
     rights_size = socket.CMSG_SPACE(DESCRIPTOR_LIMIT * array.array("i").itemsize)
     data, ancillary, flags, _ = sock.recvmsg(MESSAGE_LIMIT_BYTES + 1, rights_size, socket.MSG_CMSG_CLOEXEC)
@@ -136,6 +140,7 @@ def call(sock: socket.socket, op: str, args: Json | None = None, fds: Sequence[i
 
     Raises:
         PorticoError: As the other end answered; Unavailable where it has closed.
+
     """
     send(sock, {"id": 0, "op": op, "args": args or {}}, fds)
     packet = receive(sock)
@@ -168,6 +173,7 @@ class Channel:
         handler: Called for each request and notice with (op, args, descriptors), which it then owns. What it
             returns is the answer; for a notice, None. A PorticoError it raises becomes the answer's error.
         name: Of the other end, for messages.
+
     """
 
     def __init__(self, sock: socket.socket, handler: Handler | None = None, *, name: str = "peer") -> None:
@@ -200,6 +206,7 @@ class Channel:
 
         Raises:
             PorticoError: As the other end answered; Unavailable where it is gone or silent for ``timeout_s``.
+
         """
         request_id, self._next_id = self._next_id, self._next_id + 1
         future: asyncio.Future[Packet] = self._loop.create_future()
@@ -218,6 +225,7 @@ class Channel:
 
         Raises:
             Unavailable: The other end is gone.
+
         """
         await self._send({"op": op, "args": args or {}})
 
@@ -327,6 +335,7 @@ async def connect(path: str, handler: Handler | None = None, *, name: str = "pee
 
     Raises:
         Unavailable: Nobody listens there.
+
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -342,6 +351,7 @@ def listen(path: str, mode: int = 0o600) -> socket.socket:
 
     Raises:
         OSError: As bind(2).
+
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with contextlib.suppress(FileNotFoundError):
