@@ -95,9 +95,7 @@ def test_closing_is_told_from_an_empty_object(pair: tuple[socket.socket, socket.
 
 
 @given(
-    st.sampled_from(
-        ["invalid", "forbidden", "not-found", "conflict", "too-many", "refused", "unavailable", "internal"]
-    ),
+    st.sampled_from(sorted(BY_CODE)),
     st.text(max_size=40),
     st.text(max_size=40),
 )
