@@ -1,0 +1,161 @@
+"""The REST API as the command line uses it: over ``api.sock`` on the machine itself, else over HTTP(S) with a token.
+
+On the machine the kernel says who asks (SO_PEERCRED), so there is nothing to sign in to. Tokens are kept 0600 in the user's own
+configuration folder, and are never an argument, a variable's default or part of a message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from portico.config import load_config
+from portico.errors import Invalid, NotSignedIn, PorticoError, Unavailable, from_wire
+
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which Portico is meant: ``url`` is empty for the one on this machine, whose sockets are in ``run_dir``."""
+
+    url: str = ""
+    run_dir: str = ""
+
+
+class Client:
+    """Asks one Portico.
+
+    Args:
+        target: Which one.
+
+    Raises:
+        Unavailable: The one on this machine is not running.
+        NotSignedIn: There is no token for that URL.
+
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        if target.url:
+            token = read_token(target.url)
+            if not token:
+                raise NotSignedIn(f"There is no token for {target.url}.", hint=f"portico --url {target.url} login")
+            self._http = httpx.Client(
+                base_url=target.url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT_S, trust_env=False
+            )
+            return
+        path = find_socket(target.run_dir)
+        self._http = httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=path), timeout=TIMEOUT_S)
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
+        """Return what the API answers: an object, a list, or text.
+
+        Raises:
+            PorticoError: As the API says; Unavailable where it can't be reached.
+
+        """
+        params = {name: value for name, value in query.items() if value is not None}
+        try:
+            answer = self._http.request(method, f"/api/v1{path}", json=body, params=params)
+        except httpx.TimeoutException as error:
+            raise Unavailable("Portico does not answer.", why=f"Nothing came within {TIMEOUT_S:g} s.") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unavailable("Portico can't be reached.", why=str(error), hint="`portico status` tells whether it runs.") from error
+        kind = answer.headers.get("content-type", "")
+        if not kind.startswith("application/json"):
+            if answer.is_success:
+                return answer.text
+            raise Unavailable(f"Portico answered with status {answer.status_code}.", why=answer.text[:200].strip())
+        data = answer.json()
+        if not answer.is_success:
+            raise parse_error(data, answer.status_code)
+        return data
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+
+def parse_error(data: Any, status: int) -> PorticoError:
+    """Return the error that an answer tells; one that is not ours (a front server's) still says its status."""
+    wire = data.get("error", data) if isinstance(data, dict) else {}
+    if isinstance(wire, dict) and "message" in wire:
+        return from_wire(wire)
+    if status == 422 and isinstance(data, dict):
+        return Invalid("The request was not understood.", why=json.dumps(data.get("detail", data))[:500])
+    return Unavailable(f"Portico answered with status {status}.", why=json.dumps(data)[:200])
+
+
+def find_socket(run_dir: str) -> str:
+    """Return the path of this machine's ``api.sock``: of ``run_dir``, or the system's, or one's own.
+
+    Raises:
+        Unavailable: There is none.
+
+    """
+    folders = [run_dir] if run_dir else ["/run/portico", load_config(None).run_dir]
+    for folder in folders:
+        path = os.path.join(folder, "api.sock")
+        if os.path.exists(path):
+            return path
+    raise Unavailable(
+        "Portico is not running on this machine.",
+        why=f"There is no {' or '.join(os.path.join(folder, 'api.sock') for folder in dict.fromkeys(folders))}.",
+        hint="Start it with `portico up`, or name another machine's: portico --url https://… (after `portico login`).",
+    )
+
+
+def check_url(url: str) -> str:
+    """Return ``url`` as an origin.
+
+    Raises:
+        Invalid: It is none, or would send a token unencrypted over a network.
+
+    """
+    parts = urlsplit(url)
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        raise Invalid(f"{url} is not the address of a Portico.", hint="For example https://hpc.example.org")
+    if parts.scheme == "http" and not local:
+        raise Invalid("A token never goes unencrypted over a network.", why=f"{url} begins with http://.", hint="Use https://.")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _find_token_file() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "portico" / "tokens.json"
+
+
+def read_token(url: str) -> str:
+    """Return the token kept for ``url``, or an empty string."""
+    return _read_tokens().get(url, "")
+
+
+def _read_tokens() -> dict[str, str]:
+    try:
+        tokens = json.loads(_find_token_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(url): str(token) for url, token in tokens.items()} if isinstance(tokens, dict) else {}
+
+
+def keep_token(url: str, token: str | None) -> Path:
+    """Keep ``token`` for ``url``, or forget it where it is None; return the file."""
+    path = _find_token_file()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    tokens = _read_tokens()
+    tokens.pop(url, None)
+    if token is not None:
+        tokens[url] = token
+    descriptor, name = tempfile.mkstemp(dir=path.parent)  # 0600 from its first moment
+    with open(descriptor, "w") as file:
+        json.dump(tokens, file, indent=1)
+    os.replace(name, path)
+    return path

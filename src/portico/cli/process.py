@@ -1,0 +1,81 @@
+"""``python -m portico.cli.process NAME``: what each process that ``portico up`` starts does first, whoever it is.
+
+It dies with the supervisor (which every process of Portico survives well), can't gain privileges by running a program, dumps no core with people's secrets, and has only the
+descriptors that PORTICO_FDS names. Settings come as JSON in PORTICO_SETTINGS, and are checked already.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from typing import Final
+
+from portico.config import Config
+
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2), linux/prctl.h
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+
+def render_settings(config: Config) -> str:
+    """Return ``config`` as :func:`read_settings` takes it."""
+    return json.dumps(dataclasses.asdict(config))
+
+
+def read_settings() -> Config:
+    """Return the settings that the supervisor handed over."""
+    values = json.loads(os.environ["PORTICO_SETTINGS"])
+    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def read_descriptors() -> dict[str, int]:
+    """Return the inherited descriptors by name."""
+    text = os.environ.get("PORTICO_FDS", "")
+    return {name: int(number) for name, _, number in (part.partition("=") for part in text.split(",") if part)}
+
+
+def harden(*, gains_nothing: bool) -> None:
+    """Tie this process to its supervisor; with ``gains_nothing`` no program that it runs can gain privileges (set-uid).
+
+    The death signal is set here and not by the parent, because a change of ids before exec would clear it (prctl(2)).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = [(_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_DUMPABLE, 0)]
+    if gains_nothing:
+        options.append((_PR_SET_NO_NEW_PRIVS, 1))
+    for option, value in options:
+        if libc.prctl(option, value, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), f"prctl({option})")
+    if os.getppid() != int(os.environ.get("PORTICO_SUPERVISOR", os.getppid())):
+        sys.exit("The supervisor has ended.")
+
+
+def main() -> None:
+    """Become the process that is named on the command line."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    config, descriptors = read_settings(), read_descriptors()
+    harden(gains_nothing=name != "broker")
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if name == "broker":
+        from portico.cli.broker_process import run_broker
+
+        run_broker(config, descriptors)
+    elif name == "portal":
+        from portico.cli.portal_process import run_portal
+
+        run_portal(config, descriptors)
+    elif name == "gateway":
+        from portico.cli.gateway_process import run_gateway
+
+        run_gateway(config, descriptors)
+    else:
+        sys.exit(f"There is no process {name!r}.")
+
+
+if __name__ == "__main__":
+    main()
