@@ -7,6 +7,7 @@ streams that must end (docs/protocol.md).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from collections.abc import Callable
@@ -233,10 +234,8 @@ class Accounts:
 
     async def _lock_posix(self, name: str, locked: bool) -> None:
         if self._config.multi_user:
-            try:
+            with contextlib.suppress(NotFound):  # never started anything, so there is no account yet
                 await self._posix.lock(name, locked)
-            except NotFound:
-                pass  # never started anything, so there is no account yet
 
     async def remove_user(self, who: Identity, name: str, remove_home: bool) -> None:
         """Remove a user and the POSIX account, with all that runs; the home only if asked.
@@ -250,10 +249,8 @@ class Accounts:
         if user.state is not UserState.LOCKED:
             await self.lock_user(who, name)
         if self._config.multi_user:
-            try:
+            with contextlib.suppress(NotFound):
                 await self._posix.remove(name, remove_home)
-            except NotFound:
-                pass
         with self._store.begin() as tx:
             tx.delete_user(_get(tx, name))
             detail = "with home" if remove_home else "home kept"

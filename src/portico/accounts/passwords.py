@@ -17,7 +17,22 @@ MAX_LENGTH_BYTES: Final = 1024
 HASHES_AT_ONCE: Final = 2
 HASH_WAIT_S: Final = 5.0
 COMMON: Final = frozenset(
-    ["123456789012", "passwordpassword", "password1234", "password12345", "qwertyuiop12", "administrator", "111111111111", "iloveyou1234", "letmeinletmein", "changemechangeme", "welcome12345", "qwerty123456", "000000000000", "abcdefghijkl"]
+    [
+        "123456789012",
+        "passwordpassword",
+        "password1234",
+        "password12345",
+        "qwertyuiop12",
+        "administrator",
+        "111111111111",
+        "iloveyou1234",
+        "letmeinletmein",
+        "changemechangeme",
+        "welcome12345",
+        "qwerty123456",
+        "000000000000",
+        "abcdefghijkl",
+    ]
 )
 
 _hasher = PasswordHasher(time_cost=3, memory_cost=64 * 1024, parallelism=4, type=Type.ID)  # RFC 9106, 4, second choice

@@ -65,9 +65,9 @@ def list_own() -> Iterator[Process]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{name}").st_uid == uid and (process := find_process(int(name))):
-                    if process.state not in "ZX":
-                        yield process
+                mine = os.stat(f"/proc/{name}").st_uid == uid
+                if mine and (process := find_process(int(name))) and process.state not in "ZX":
+                    yield process
 
 
 def _carries(pid: int, marker: bytes) -> bool:
@@ -128,10 +128,6 @@ def sum_memory(processes: list[Process]) -> int:
     """Return the processes' resident memory in bytes, shared pages counted once each (PSS) where the kernel tells."""
     total = 0
     for process in processes:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            with open(f"/proc/{process.pid}/smaps_rollup") as file:
-                for line in file:
-                    if line.startswith("Pss:"):
-                        total += int(line.split()[1]) * 1024
-                        break
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/smaps_rollup") as file:
+            total += sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
     return total

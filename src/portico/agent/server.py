@@ -118,6 +118,8 @@ def _look_at(folder: Folder) -> Json:
         "this_boot": boot == processes.read_boot_id() if boot else None,
         "ended": None if process else folder.read_json("ended.json"),
         "socket": os.path.exists(folder.socket),
+        "folder": folder.path,
+        "run": folder.run,
     }
 
 

@@ -8,6 +8,7 @@ import pwd
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from portico.agent import server
@@ -104,7 +105,8 @@ def become(account: pwd.struct_passwd) -> None:
     os.setresuid(uid, uid, uid)
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or set(os.getgroups()) != set(groups):
         raise RuntimeError("the ids are not those that were set")
-    for take_back in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0])):
+    attempts: list[Callable[[], None]] = [lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0])]
+    for take_back in attempts:
         try:
             take_back()
         except PermissionError:

@@ -1,7 +1,7 @@
 """The broker: forks agents, keeps cells, makes, locks and removes POSIX accounts, and nothing else.
 
-The only part of Portico with root. It answers the portal's uid alone, within limits of its own; OPERATIONS is the whole policy.
-What the table does not know, or what has the wrong shape, closes the connection. It holds no secret, opens no file
+The only part of Portico with root. It answers the portal's uid alone, within limits of its own; OPERATIONS is the
+whole policy. What the table does not know, or what has the wrong shape, closes the connection. It holds no secret, opens no file
 of a user, runs no shell, and writes an audit line for every request before it is carried out.
 
 Start: ``python -I -m portico.broker``, with PORTICO_SETTINGS (a JSON object of portico.config.Config's fields) and

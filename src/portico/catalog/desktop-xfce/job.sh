@@ -1,0 +1,66 @@
+#!/bin/sh
+# XFCE on a TigerVNC server that listens on $PORTICO_SOCKET and nowhere else. Logging out of XFCE ends the job.
+set -eu
+umask 077
+runtime=$(dirname "$PORTICO_SOCKET")
+
+# X clients of other users reach the display's socket too; only this cookie keeps them out. It goes through a pipe and a 0600
+# file, never through an argument. Family ffff is FamilyWild (Xauth.h), no number: good for whichever display we get.
+export XAUTHORITY="$runtime/xauthority"
+: >"$XAUTHORITY"
+cookie=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+printf 'ffff 0000  0000  0012 4d49542d4d414749432d434f4f4b49452d31 0010 %s\n' "$cookie" | xauth -q nmerge -
+unset cookie
+
+# -rfbport -1: no TCP for RFB; -nolisten tcp: none for X. No blacklist: all of our connections have the same (no) address.
+# The server writes its number to the pipe when it is ready to serve; when it dies before that, the read below fails.
+display_pipe=$runtime/display
+mkfifo "$display_pipe"
+Xtigervnc -displayfd 3 3>"$display_pipe" \
+    -rfbport -1 -rfbunixpath "$PORTICO_SOCKET" -rfbunixmode 0600 -SecurityTypes None -UseBlacklist 0 \
+    -nolisten tcp -auth "$XAUTHORITY" \
+    -AlwaysShared -AcceptSetDesktopSize -geometry "${PORTICO_FORM_GEOMETRY:-1280x800}" -depth 24 \
+    -desktop "$USER" -s 0 -dpms -noreset &
+server=$!
+trap 'kill "$server" 2>/dev/null || true' EXIT
+trap 'exit 143' TERM
+if ! read -r display <"$display_pipe" || [ -z "$display" ]; then
+    echo "The X server did not start." >&2
+    exit 1
+fi
+rm -f "$display_pipe"
+export DISPLAY=":$display"
+
+# Defaults of this session, below those of the user: xfconf reads each folder of XDG_CONFIG_DIRS. No compositor, because there is no
+# graphics card to do it; no saved session, because several desktops of one user would restore each other.
+defaults=$runtime/xdg
+channels=$defaults/xfce4/xfconf/xfce-perchannel-xml
+mkdir -p "$channels"
+cat >"$channels/xfwm4.xml" <<'XML'
+<?xml version="1.0" encoding="UTF-8"?>
+<channel name="xfwm4" version="1.0">
+  <property name="general" type="empty"><property name="use_compositing" type="bool" value="false"/></property>
+</channel>
+XML
+cat >"$channels/xfce4-session.xml" <<'XML'
+<?xml version="1.0" encoding="UTF-8"?>
+<channel name="xfce4-session" version="1.0">
+  <property name="general" type="empty">
+    <property name="SaveOnExit" type="bool" value="false"/>
+    <property name="FailsafeSessionName" type="string" value="Failsafe"/>
+  </property>
+  <property name="startup" type="empty">
+    <property name="ssh-agent" type="empty"><property name="enabled" type="bool" value="false"/></property>
+    <property name="gpg-agent" type="empty"><property name="enabled" type="bool" value="false"/></property>
+  </property>
+</channel>
+XML
+export XDG_CONFIG_DIRS="$defaults:${XDG_CONFIG_DIRS:-/etc/xdg}"
+export XFCE_PANEL_MIGRATE_DEFAULT=1 # the first panel without a question
+export XDG_CURRENT_DESKTOP=XFCE XDG_SESSION_TYPE=x11
+
+vncconfig -nowin 2>/dev/null & # older clients' clipboard; the server has its own
+
+dbus-run-session -- startxfce4 &
+desktop=$!
+wait "$desktop"

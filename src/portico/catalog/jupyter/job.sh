@@ -1,0 +1,53 @@
+#!/bin/sh
+# JupyterLab on $PORTICO_SOCKET below $PORTICO_BASE_PATH. The gateway lets nobody but the user in, and the socket is 0600, so
+# Jupyter's own token would be a second login. Nothing here listens on TCP: kernels talk over Unix sockets too (transport ipc),
+# and `portico up` installs no debugpy, whose adapter would listen on 127.0.0.1 without a password.
+set -eu
+umask 077
+
+# Kernels' sockets stand beside the session's, unless the path would not fit in sun_path (108 bytes, unix(7)).
+JUPYTER_RUNTIME_DIR=$(dirname "$PORTICO_SOCKET")/jupyter
+if [ ${#JUPYTER_RUNTIME_DIR} -gt 56 ]; then
+    JUPYTER_RUNTIME_DIR=$(mktemp -d /tmp/portico-jupyter-XXXXXXXXXX)
+fi
+export JUPYTER_RUNTIME_DIR
+mkdir -p "$JUPYTER_RUNTIME_DIR"
+trap 'rm -rf "$JUPYTER_RUNTIME_DIR"' EXIT
+
+# Numerical libraries take every core of the machine unless they are told what is theirs.
+threads=${PORTICO_CORES%.*}
+[ "${threads:-0}" -ge 1 ] || threads=1
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}" OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-$threads}"
+
+folder=$HOME/${PORTICO_FORM_FOLDER:-}
+if [ ! -d "$folder" ]; then
+    echo "There is no folder $folder: the file browser begins in your home." >&2
+    folder=$HOME
+fi
+case $(cd "$folder" && pwd -P)/ in
+    "$(cd "$HOME" && pwd -P)"/*) ;;
+    *)
+        echo "$folder is not below your home: the file browser begins in your home." >&2
+        folder=$HOME
+        ;;
+esac
+
+PATH=$PORTICO_APPS/jupyter/bin:$PATH
+export PATH SHELL="${SHELL:-/bin/sh}"
+
+# Not exec: the trap above has to run. TERM reaches the whole session, so a foreground wait is enough.
+"$PORTICO_APPS/jupyter/bin/jupyter-lab" \
+    --no-browser \
+    --ServerApp.sock="$PORTICO_SOCKET" \
+    --ServerApp.sock_mode=0600 \
+    --ServerApp.base_url="$PORTICO_BASE_PATH" \
+    --ServerApp.root_dir="$HOME" \
+    --ServerApp.preferred_dir="$folder" \
+    --ServerApp.allow_remote_access=True \
+    --ServerApp.quit_button=False \
+    --ServerApp.answer_yes=True \
+    --IdentityProvider.token= \
+    --PasswordIdentityProvider.hashed_password= \
+    --KernelManager.transport=ipc \
+    --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
+    --LabApp.news_url=
