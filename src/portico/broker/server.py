@@ -1,11 +1,8 @@
 """The broker: forks agents, keeps cells, makes, locks and removes POSIX accounts, and nothing else.
 
 The only part of Portico with root. It answers the portal's uid alone, within limits of its own; OPERATIONS is the
-whole policy. What the table does not know, or what has the wrong shape, closes the connection. It holds no secret, opens no file
-of a user, runs no shell, and writes an audit line for every request before it is carried out.
-
-Start: ``python -I -m portico.broker``, with PORTICO_SETTINGS (a JSON object of portico.config.Config's fields) and
-PORTICO_FDS=broker=N, a listening SEQPACKET socket.
+whole policy. What the table does not know, or what has the wrong shape, closes the connection. It holds no secret,
+opens no file of a user, runs no shell, and writes an audit line for every request before it is carried out.
 """
 
 from __future__ import annotations
@@ -234,18 +231,17 @@ OPERATIONS: Final[dict[str, tuple[dict[str, Check], dict[str, Check], Callable[[
 """The policy: request, required and optional arguments with their checks, function."""
 
 
-def main() -> None:
-    """Run the broker, as the environment says."""
-    settings = json.loads(os.environ.pop("PORTICO_SETTINGS"))
-    for name in ("catalog_dirs", "trusted_proxies"):
-        settings[name] = tuple(settings.get(name, ()))
-    config = Config(**settings)
-    fds = dict(pair.split("=") for pair in os.environ.pop("PORTICO_FDS").split(","))
-    listener = socket.socket(fileno=int(fds["broker"]))
+def run(config: Config, listener: socket.socket) -> None:
+    """Run the broker until SIGTERM.
+
+    Args:
+        config: The settings.
+        listener: A listening SEQPACKET socket; docs/protocol.md says where.
+    """
+    if config.multi_user and os.geteuid() != 0:
+        sys.exit("The broker of a multi-user Portico must be started by root.")
     listener.set_inheritable(False)
     os.umask(0o077)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     audit_fd = os.open(os.path.join(config.state_dir, "broker-audit.log"), flags, 0o600)
-    if config.multi_user and os.geteuid() != 0:
-        sys.exit("The broker of a multi-user Portico must be started by root.")
     Broker(config, listener, audit_fd).run()

@@ -540,8 +540,8 @@ class Sessions:
             found = tx.find_session(session.id)
             if found is None or found.state is SessionState.ENDED:
                 return []
-            ended = {"state": SessionState.ENDED, "reason": reason, "detail": detail, "ended": self._clock()}
-            tx.save_session(replace(found, **ended, waiting_for=""))
+            ended = replace(found, state=SessionState.ENDED, reason=reason, detail=detail, ended=self._clock())
+            tx.save_session(replace(ended, waiting_for=""))
             tx.delete_grants(session.id)
             return tx.delete_shares(session.id)
 

@@ -1,5 +1,0 @@
-"""Start of the broker process; see server.py."""
-
-from portico.broker.server import main
-
-main()
