@@ -1,0 +1,7 @@
+"""Accounts: users, roles, sign-ins, tokens and the audit log. Knows no HTTP and no sessions."""
+
+from portico.accounts.accounts import ROOT, Accounts
+from portico.accounts.permissions import Permission, may, require
+from portico.accounts.posix import PosixAccounts
+
+__all__ = ["ROOT", "Accounts", "Permission", "PosixAccounts", "may", "require"]

@@ -1,0 +1,60 @@
+"""Who is next: the pure part of the embedded scheduler.
+
+First come, first served, and nobody overtakes: the oldest job waits until it fits, and all behind it wait too. So a
+large job is never starved by small ones. It costs some idle cores, which interactive work has anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from portico.errors import Invalid
+from portico.schedulers.protocol import Capacity, JobRequest
+
+GB = 1_000_000_000
+
+
+def choose_next(queued: Iterable[JobRequest], capacity: Capacity) -> list[JobRequest]:
+    """Return the jobs that start now, in order. ``queued`` is in order of submission."""
+    cores, memory = capacity.cores - capacity.cores_held, capacity.memory_bytes - capacity.memory_held_bytes
+    chosen = []
+    for request in queued:
+        if request.cores > cores + 1e-9 or request.memory_bytes > memory:
+            break
+        cores -= request.cores
+        memory -= request.memory_bytes
+        chosen.append(request)
+    return chosen
+
+
+def describe_wait(position: int, request: JobRequest, capacity: Capacity) -> str:
+    """Return what a waiting job waits for, for people. ``position`` counts from 1."""
+    if position > 1:
+        return f"its turn: number {position} in the queue"
+    lacks = []
+    if (cores := request.cores - (capacity.cores - capacity.cores_held)) > 1e-9:
+        lacks.append(f"{cores:g} more cores")
+    if (memory := request.memory_bytes - (capacity.memory_bytes - capacity.memory_held_bytes)) > 0:
+        lacks.append(f"{memory / GB:.1f} GB more memory")
+    return f"{' and '.join(lacks)} to become free" if lacks else "its start"
+
+
+def refuse_impossible(request: JobRequest, capacity: Capacity) -> None:
+    """Do nothing if the machine could run this once it is empty.
+
+    Raises:
+        Invalid: It never could.
+    """
+    if request.cores > capacity.cores:
+        raise Invalid(
+            f"This machine offers {capacity.cores:g} cores in all; {request.cores:g} can never be had.",
+            hint="Ask for fewer.",
+            field="cores",
+        )
+    if request.memory_bytes > capacity.memory_bytes:
+        raise Invalid(
+            f"This machine offers {capacity.memory_bytes / GB:.1f} GB of memory in all; "
+            f"{request.memory_bytes / GB:.1f} GB can never be had.",
+            hint="Ask for less.",
+            field="memory_gb",
+        )

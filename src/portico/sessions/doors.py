@@ -1,0 +1,252 @@
+"""The doors: who may go where. The one choke point for every stream and every request to an app.
+
+The target comes from the session's row, never from the request. Whatever is not explicitly let in is refused.
+docs/protocol.md, "Gateway and portal", is normative.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from portico.accounts import Accounts
+from portico.accounts.passwords import hash_token, make_token
+from portico.config import Config
+from portico.errors import Forbidden, NotFound, NotSignedIn, PorticoError
+from portico.model import SESSION_ID, Identity, Reach, Session, SessionState, UserState, Via, now
+from portico.sessions.machine import BrokerMachine
+from portico.store import Store, Transaction
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+TICKET_LIFE: Final = timedelta(seconds=60)
+CACHE_S: Final = 5
+STREAM_PATH: Final = re.compile(r"/(sessions|shared)/([a-z][a-z0-9]{11})/stream\Z")
+APP_PATH: Final = re.compile(r"/s/([a-z][a-z0-9]{11})/")
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def find_cookie_name(config: Config) -> str:
+    """Return the name of the portal's cookie; ``__Host-`` (RFC 6265bis, 4.1.3.2) wherever browsers take it."""
+    return "__Host-portico" if config.scheme == "https" else "portico"
+
+
+def parse_cookies(header: str) -> dict[str, str]:
+    """Return the cookies of a Cookie header; none of a malformed one. Of two of one name, neither."""
+    found: dict[str, str] = {}
+    doubled = set()
+    for part in header.split(";"):
+        name, separator, value = part.strip().partition("=")
+        if not separator:
+            continue
+        if name in found:
+            doubled.add(name)
+        found[name] = value.strip('"')
+    return {name: value for name, value in found.items() if name not in doubled}
+
+
+class Doors:
+    """What the gateway asks.
+
+    Args:
+        clock: Returns the time, aware, in UTC.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: Config,
+        accounts: Accounts,
+        machine: BrokerMachine,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._accounts = accounts
+        self._machine = machine
+        self._clock = clock
+
+    async def route(self, request: Json) -> tuple[Json, list[int]]:
+        """Answer the gateway's ``route``: where this request goes, with a connected descriptor."""
+        try:
+            if request["listener"] == "portal":
+                return await self._route_stream(request)
+            return await self._route_app(request)
+        except NotSignedIn as error:
+            return self._refuse(request, 401, error), []
+        except Forbidden as error:
+            return self._refuse(request, 403, error), []
+        except NotFound as error:
+            return self._refuse(request, 404, error), []
+        except PorticoError as error:
+            return self._refuse(request, 503, error), []
+
+    async def connect(self, key: str) -> int:
+        """Answer the gateway's ``connect``: one more connection for a decision it has kept.
+
+        Raises:
+            NotFound: The session is not ready any more.
+        """
+        session = await self._get_ready(str(key))
+        return await self._machine.connect(session.user_name, session.id)
+
+    # streams of desktops and terminals, on the portal's own origin
+
+    async def _route_stream(self, request: Json) -> tuple[Json, list[int]]:
+        match = STREAM_PATH.match(request["target"])
+        if not request["upgrade"] or match is None:
+            raise NotFound("There is nothing to connect to here.")
+        headers = request["headers"]
+        if headers.get("origin") != self._config.portal_origin and not self._is_own_loopback(request):
+            raise Forbidden("This page may not open connections here.", why="Its origin is not the portal's.")
+        if headers.get("sec-fetch-site", "same-origin") != "same-origin":
+            raise Forbidden("This page may not open connections here.")
+        cookie = parse_cookies(headers.get("cookie", "")).get(find_cookie_name(self._config), "")
+        who = await asyncio.to_thread(self._accounts.authenticate, cookie, str(request["address"]))
+        session = await self._get_ready(match[2])
+        tags = [f"sign-in:{who.sign_in_id}", f"user:{who.user_name}", f"session:{session.id}"]
+        view_only = match[1] == "shared"
+        if view_only:
+            share = await self._read(lambda tx: tx.find_share(session.id, who.user_name))
+            if share is None:
+                raise NotFound("There is no such session.")
+            tags += [f"share:{share.id}", f"user:{session.user_name}"]
+        elif session.user_name != who.user_name:
+            raise NotFound("There is no such session.")
+        if session.reach is Reach.HTTP:
+            raise NotFound("This app has no stream.")
+        fd = await self._machine.connect(session.user_name, session.id)
+        return {"kind": "stream", "protocol": session.reach.value, "view_only": view_only, "tags": tags}, [fd]
+
+    def _is_own_loopback(self, request: Json) -> bool:
+        """Whether the origin is exactly what the Host header says, where the gateway lets several names in."""
+        return str(request["headers"].get("origin")) == f"{request['scheme']}://{request['host']}"
+
+    # apps that speak HTTP, on an origin of their own
+
+    async def _route_app(self, request: Json) -> tuple[Json, list[int]]:
+        match = APP_PATH.match(request["target"])
+        if match is None:
+            raise NotFound("There is no app here.", hint="Open it from the portal.")
+        session_id, headers = match[1], request["headers"]
+        origin = f"{request['scheme']}://{request['host']}"
+        if self._config.apps_domain and not str(request["host"]).startswith(f"{session_id}."):
+            raise NotFound("There is no such app here.")
+        if request["upgrade"]:
+            if headers.get("origin") != origin:
+                raise Forbidden("This page may not open connections here.", why="Its origin is not the app's.")
+        elif request["method"] not in SAFE_METHODS and (
+            headers.get("origin", origin) != origin
+            or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+        ):
+            raise Forbidden("This request came from another site.")
+        cookie = parse_cookies(headers.get("cookie", "")).get(f"portico-app-{session_id}", "")
+        grant = await self._read(lambda tx: tx.find_grant(hash_token(cookie), self._clock())) if cookie else None
+        if grant is None or grant[0] != session_id:
+            raise NotSignedIn("This app is not open in this browser.", hint="Open it from the portal.")
+        who = await asyncio.to_thread(self._accounts.check_sign_in, grant[1])
+        session = await self._get_ready(session_id)
+        if session.user_name != who.user_name or session.reach is not Reach.HTTP:
+            raise NotFound("There is no such app here.")
+        fd = await self._machine.connect(session.user_name, session.id)
+        return {
+            "kind": "http",
+            "key": session.id,
+            "prefix": session.base_path,
+            "cache_s": CACHE_S,
+            "tags": [f"sign-in:{who.sign_in_id}", f"user:{who.user_name}", f"session:{session.id}"],
+        }, [fd]
+
+    async def make_ticket(self, who: Identity, session_id: str) -> str:
+        """Return a one-time ticket to an http app of one's own.
+
+        Raises:
+            NotFound: There is no such session, or it is not ready.
+            Forbidden: The request has no sign-in of a browser behind it.
+        """
+        session = await self._get_ready(session_id)
+        if session.user_name != who.user_name or session.reach is not Reach.HTTP:
+            raise NotFound("There is no such session.")
+        if who.via is not Via.COOKIE:
+            raise Forbidden("Only a browser that is signed in can open an app.")
+        ticket, expires = make_token(), self._clock() + TICKET_LIFE
+        await self._write(
+            lambda tx: tx.add_ticket(hash_token(ticket), session.id, who.sign_in_id, who.user_name, expires)
+        )
+        return ticket
+
+    async def redeem_ticket(self, ticket: str, host: str) -> tuple[str, str, str]:
+        """Use a ticket up; return the session's id and the name and value of the cookie that it became.
+
+        Raises:
+            NotFound: It was used, has expired, never was, or is for another host.
+        """
+
+        def redeem(tx: Transaction) -> tuple[str, str] | None:
+            found = tx.take_ticket(hash_token(ticket), self._clock())
+            if found is None:
+                return None
+            session_id, sign_in_id, user_name = found
+            if urlsplit(self._config.get_apps_origin(session_id)).netloc != host and not self._is_loopback(host):
+                return None
+            signed_in = tx.find_sign_in_by_id(sign_in_id)
+            if signed_in is None or signed_in[0].state is not UserState.ACTIVE:
+                return None
+            value = make_token()
+            tx.add_grant(hash_token(value), session_id, sign_in_id, user_name, signed_in[1].expires)
+            return session_id, value
+
+        redeemed = await self._write(redeem)
+        if redeemed is None:
+            raise NotFound("This way in was used already, or is too old.", hint="Go back and press Connect again.")
+        return redeemed[0], f"portico-app-{redeemed[0]}", redeemed[1]
+
+    def _is_loopback(self, host: str) -> bool:
+        return host in {f"{name}:{self._config.apps_port}" for name in ("localhost", "127.0.0.1", "[::1]")} and (
+            self._config.bind == "127.0.0.1"
+        )
+
+    async def _get_ready(self, session_id: str) -> Session:
+        if not SESSION_ID.match(session_id):
+            raise NotFound("There is no such session.")
+        session = await self._read(lambda tx: tx.find_session(session_id))
+        if session is None:
+            raise NotFound("There is no such session.")
+        if session.state is not SessionState.READY:
+            raise NotFound("This session is not ready.", why=f"It is {session.state}.", hint="Look at its page.")
+        return session
+
+    def _refuse(self, request: Json, status: int, error: PorticoError) -> Json:
+        headers = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
+        body = " ".join(part for part in (error.message, error.why, error.hint) if part) + "\n"
+        match = APP_PATH.match(str(request["target"]))
+        if not request["upgrade"] and request["method"] == "GET":
+            link = f"{self._config.portal_origin}/sessions/{match[1]}" if match else f"{self._config.portal_origin}/"
+            headers["Content-Type"] = "text/html; charset=utf-8"
+            headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
+            body = (
+                f"<!doctype html><html lang=en><meta charset=utf-8><title>Portico</title>"
+                f"<h1>{html.escape(error.message)}</h1><p>{html.escape(f'{error.why} {error.hint}'.strip())}</p>"
+                f'<p><a href="{html.escape(link)}">To the portal</a></p></html>\n'
+            )
+        return {"kind": "answer", "status": status, "headers": headers, "body": body}
+
+    async def _read(self, function: Callable[[Transaction], T]) -> T:
+        def run() -> T:
+            with self._store.read() as tx:
+                return function(tx)
+
+        return await asyncio.to_thread(run)
+
+    async def _write(self, function: Callable[[Transaction], T]) -> T:
+        def run() -> T:
+            with self._store.begin() as tx:
+                return function(tx)
+
+        return await asyncio.to_thread(run)

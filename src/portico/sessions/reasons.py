@@ -1,0 +1,29 @@
+"""Why a session ended, as sentences for the person whose session it was."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from portico.model import Reason, Session
+
+SENTENCES: Final[dict[Reason, tuple[str, str]]] = {
+    Reason.STOPPED: ("You stopped it.", ""),
+    Reason.STOPPED_BY_ADMIN: ("An administrator stopped it.", "Ask them why, then start it again."),
+    Reason.FINISHED: ("It ended by itself.", ""),
+    Reason.FAILED: ("The program ended with an error.", "The last lines of its log say more."),
+    Reason.NEVER_READY: ("It did not get ready in time.", "The last lines of its log say more. Try again once."),
+    Reason.TIME_LIMIT: ("Its time was over.", "Ask for more hours next time, or press Extend while it runs."),
+    Reason.OUT_OF_MEMORY: ("It needed more memory than it had.", "Start it again with more memory."),
+    Reason.NOT_STARTED: ("It could not be started.", ""),
+    Reason.LOST: ("It was lost.", "Start it again. Files that were saved are there."),
+}
+
+
+def describe_end(session: Session) -> tuple[str, str]:
+    """Return what happened, with its detail, and what to do next; empty for a session that has not ended."""
+    if session.reason is None:
+        return "", ""
+    sentence, hint = SENTENCES[session.reason]
+    if session.detail:
+        sentence = f"{sentence.rstrip('.')}: {session.detail}."
+    return sentence, hint
