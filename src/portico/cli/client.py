@@ -1,7 +1,7 @@
 """The REST API as the command line uses it: over ``api.sock`` on the machine itself, else over HTTP(S) with a token.
 
-On the machine the kernel says who asks (SO_PEERCRED), so there is nothing to sign in to. Tokens are kept 0600 in the user's own
-configuration folder, and are never an argument, a variable's default or part of a message.
+On the machine the kernel says who asks (SO_PEERCRED), so there is nothing to sign in to. Tokens are kept 0600 in the
+user's own configuration folder, and are never an argument, a variable's default or part of a message.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Client:
             )
             return
         path = find_socket(target.run_dir)
-        self._http = httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=path), timeout=TIMEOUT_S)
+        self._http = httpx.Client(
+            base_url="http://localhost", transport=httpx.HTTPTransport(uds=path), timeout=TIMEOUT_S
+        )
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
         """Return what the API answers: an object, a list, or text.
@@ -68,7 +70,9 @@ class Client:
         except httpx.TimeoutException as error:
             raise Unavailable("Portico does not answer.", why=f"Nothing came within {TIMEOUT_S:g} s.") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unavailable("Portico can't be reached.", why=str(error), hint="`portico status` tells whether it runs.") from error
+            raise Unavailable(
+                "Portico can't be reached.", why=str(error), hint="`portico status` tells whether it runs."
+            ) from error
         kind = answer.headers.get("content-type", "")
         if not kind.startswith("application/json"):
             if answer.is_success:
@@ -125,7 +129,9 @@ def check_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
         raise Invalid(f"{url} is not the address of a Portico.", hint="For example https://hpc.example.org")
     if parts.scheme == "http" and not local:
-        raise Invalid("A token never goes unencrypted over a network.", why=f"{url} begins with http://.", hint="Use https://.")
+        raise Invalid(
+            "A token never goes unencrypted over a network.", why=f"{url} begins with http://.", hint="Use https://."
+        )
     return f"{parts.scheme}://{parts.netloc}"
 
 

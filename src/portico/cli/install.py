@@ -1,8 +1,9 @@
 """``./portico`` in a clone: installs what is missing, each step once, and then becomes the installed ``portico``.
 
-Runs with the system's Python before there is any package: standard library and the floor only. A step has a stamp, the hash of what
-it was made from; a step whose stamp is right does nothing, so a second start needs no network. Everything installed is readable by
-every user of the machine, because users' sessions run from it, and writable by the one who installs only.
+Runs with the system's Python before there is any package: standard library and the floor only. A step has a stamp, the
+hash of what it was made from; a step whose stamp is right does nothing, so a second start needs no network. Everything
+installed is readable by every user of the machine, because users' sessions run from it, and writable by the one who
+installs only.
 """
 
 from __future__ import annotations
@@ -126,7 +127,14 @@ class Installer:
         if not self._is_stale(stamp, wanted):
             return
         self._forget_stamps(stamp)
-        pip = [str(self.target / name / "bin/python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+        pip = [
+            str(self.target / name / "bin/python"),
+            "-m",
+            "pip",
+            "install",
+            "--no-input",
+            "--disable-pip-version-check",
+        ]
         how = ["--no-deps", "--no-index", "--no-build-isolation", "--force-reinstall"]
         with tempfile.TemporaryDirectory(prefix="portico-build-") as folder:  # the clone stays as it is
             copy = Path(folder)
@@ -147,7 +155,9 @@ class Installer:
             return
         npm = shutil.which("npm")
         if not npm:
-            raise Unavailable("npm is missing.", why="The pages' scripts come from npm packages.", hint="apt-get install npm")
+            raise Unavailable(
+                "npm is missing.", why="The pages' scripts come from npm packages.", hint="apt-get install npm"
+            )
         with tempfile.TemporaryDirectory(prefix="portico-npm-") as folder:
             for file in self._asset_sources():
                 shutil.copy(file, folder)
@@ -163,7 +173,7 @@ class Installer:
         self._stamp("assets", wanted)
 
     def _check_readable(self) -> None:
-        """Refuse to go on where another user could not run what was installed, which they would only see as a broken app."""
+        """Refuse to go on where users could not run what was installed; they would only see a broken app."""
         if os.geteuid() != 0:
             return
         for folder in [self.target, *self.target.parents]:
@@ -176,7 +186,9 @@ class Installer:
         interpreter = (self.venv / "bin/python").resolve()
         for folder in interpreter.parents:
             if not folder.stat().st_mode & stat.S_IXOTH:
-                raise Unavailable("Users could not run Portico's Python.", why=f"{interpreter} is in the closed {folder}.")
+                raise Unavailable(
+                    "Users could not run Portico's Python.", why=f"{interpreter} is in the closed {folder}."
+                )
 
     def _hash(self, files: Iterable[Path], *more: str) -> str:
         digest = hashlib.sha256()
@@ -205,7 +217,9 @@ class Installer:
 
     def _call(self, what: str, argv: list[str], env: dict[str, str] | None = None, cwd: str | None = None) -> None:
         """Run a program with its output in install.log, showing how long it takes; Unavailable with its last lines."""
-        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PIP_REQUIRE_VIRTUALENV")}
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PIP_REQUIRE_VIRTUALENV")
+        }
         begin = time.monotonic()
         with open(self._log, "a") as log:
             log.write(f"\n$ {' '.join(argv)}\n")
@@ -213,7 +227,12 @@ class Installer:
             at = log.tell()
             try:
                 process = subprocess.Popen(
-                    argv, env=environment | (env or {}), cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                    argv,
+                    env=environment | (env or {}),
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
                 )
             except OSError as error:
                 raise Unavailable(f"Installing {what} failed.", why=f"{argv[0]}: {error.strerror}") from error
@@ -221,7 +240,9 @@ class Installer:
             print(f"  Installing {what} …", end="" if show else "\n", file=sys.stderr, flush=True)
             while (status := _wait(process, 0.5)) is None:
                 if show:
-                    print(f"\r  Installing {what} … {time.monotonic() - begin:.0f} s", end="", file=sys.stderr, flush=True)
+                    print(
+                        f"\r  Installing {what} … {time.monotonic() - begin:.0f} s", end="", file=sys.stderr, flush=True
+                    )
         if show:
             print(f"\r  Installing {what}: {time.monotonic() - begin:.0f} s   ", file=sys.stderr, flush=True)
         if status:
@@ -232,7 +253,7 @@ class Installer:
             raise Unavailable(
                 f"Installing {what} failed.",
                 why=f"{argv[0]} ended with status {status}:\n    {tail}",
-                hint=f"The whole output is in {self._log}. Is there a network? Running the same command again goes on from here.",
+                hint=f"The whole output is in {self._log}. Is there a network? The same command goes on from here.",
             )
 
 
@@ -242,15 +263,19 @@ def tell(text: str) -> None:
 
 
 def make_shared_socket_folders() -> None:
-    """Make the folders of X and ICE sockets as X11's packages do at boot: root's, sticky, so that nobody can take another's name."""
-    for path in ("/tmp/.X11-unix", "/tmp/.ICE-unix"):
+    """Make the folders of X and ICE sockets as at boot: root's, sticky, so that nobody can take another's name."""
+    for path in ("/tmp/.X11-unix", "/tmp/.ICE-unix"):  # noqa: S108  (the names are X's; the owner is checked)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path)
         state = os.lstat(path)
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != 0:
-            raise Unavailable(f"{path} is not root's folder.", why="Desktops would not be safe from other users.", hint=f"Remove {path}.")
+            raise Unavailable(
+                f"{path} is not root's folder.",
+                why="Desktops would not be safe from other users.",
+                hint=f"Remove {path}.",
+            )
         if stat.S_IMODE(state.st_mode) != 0o1777:
-            os.chmod(path, 0o1777)
+            os.chmod(path, 0o1777)  # noqa: S103
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
@@ -274,7 +299,9 @@ def _copy_package(package: Path, target: Path, files: dict[str, str]) -> None:
     for path, name in files.items():
         source = package / path
         if not source.exists():
-            raise Unavailable(f"The npm package {package.name} has no {path}.", hint="Does package.json name another version?")
+            raise Unavailable(
+                f"The npm package {package.name} has no {path}.", hint="Does package.json name another version?"
+            )
         if source.is_dir():
             shutil.copytree(source, target / name)
         else:
@@ -283,7 +310,7 @@ def _copy_package(package: Path, target: Path, files: dict[str, str]) -> None:
     for licence in licences:
         shutil.copyfile(licence, target / licence.name)
     for folder, _, names in os.walk(target):
-        os.chmod(folder, 0o755)
+        os.chmod(folder, 0o755)  # noqa: S103
         for name in names:
             os.chmod(os.path.join(folder, name), 0o644)
 
@@ -327,7 +354,7 @@ def main(argv: list[str]) -> int:
         return 0 if {"--help", "-h"} & set(arguments) else 2
     for name in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):
         os.environ.pop(name, None)
-    os.execv(program, ["portico", *arguments])  # noqa: S606  (no shell)
+    os.execv(program, ["portico", *arguments])
 
 
 if __name__ == "__main__":

@@ -26,12 +26,15 @@ class Group:
 
 GROUPS: Final = (
     Group("Portico itself", ("python3-venv", "ca-certificates", "passwd"), essential=True),
-    Group("desktops", ("tigervnc-standalone-server", "xauth", "x11-xserver-utils", "dbus-x11", "fonts-dejavu-core", "procps")),
+    Group(
+        "desktops",
+        ("tigervnc-standalone-server", "xauth", "x11-xserver-utils", "dbus-x11", "fonts-dejavu-core", "procps"),
+    ),
     Group(
         "Desktop (XFCE)",
         (
-            "xfce4-session", "xfwm4", "xfce4-panel", "xfdesktop4", "xfce4-settings", "xfce4-terminal", "xfce4-appfinder",
-            "thunar", "adwaita-icon-theme", "librsvg2-common",
+            "xfce4-session", "xfwm4", "xfce4-panel", "xfdesktop4", "xfce4-settings", "xfce4-terminal",
+            "xfce4-appfinder", "thunar", "adwaita-icon-theme", "librsvg2-common",
         ),
     ),
     Group("Desktop (light)", ("icewm", "xterm")),
@@ -63,7 +66,9 @@ def list_wanted(*, with_node: bool, with_tests: bool) -> list[Group]:
     return [*GROUPS, *node, *([TEST] if with_tests else [])]
 
 
-def install(groups: Iterable[Group], run: Callable[[str, list[str], dict[str, str]], None], tell: Callable[[str], None]) -> None:
+def install(
+    groups: Iterable[Group], run: Callable[[str, list[str], dict[str, str]], None], tell: Callable[[str], None]
+) -> None:
     """Install what is missing of ``groups``, as root; otherwise say what an administrator would have to do, and go on.
 
     Args:
@@ -85,15 +90,29 @@ def install(groups: Iterable[Group], run: Callable[[str, list[str], dict[str, st
         run("package lists", ["apt-get", "-q", "update"], quiet)
         run(
             f"{len(names)} system packages ({', '.join(group.purpose for group in missing)})",
-            ["apt-get", "-q", "-y", "-o", "Dpkg::Options::=--force-confold", "install", "--no-install-recommends", *names],
+            [
+                "apt-get",
+                "-q",
+                "-y",
+                "-o",
+                "Dpkg::Options::=--force-confold",
+                "install",
+                "--no-install-recommends",
+                *names,
+            ],
             quiet,
         )
         return
     purposes = "; ".join(f"{group.purpose}: {' '.join(absent)}" for group, absent in missing.items())
     reason = "Only root can install them." if shutil.which("apt-get") else "This system has no apt-get."
     if any(group.essential for group in missing) and not _has_venv():
-        raise Unavailable("System packages are missing.", why=f"{purposes}. {reason}", hint=f"Ask an administrator: {command}")
-    tell(f"Missing system packages ({purposes}). {reason}\n  An administrator can run: {command}\n  Going on without them.")
+        raise Unavailable(
+            "System packages are missing.", why=f"{purposes}. {reason}", hint=f"Ask an administrator: {command}"
+        )
+    tell(
+        f"Missing system packages ({purposes}). {reason}\n"
+        f"  An administrator can run: {command}\n  Going on without them."
+    )
 
 
 def _has_venv() -> bool:

@@ -1,9 +1,10 @@
 """The places that Portico uses on this machine, made with the right owners and modes before anything is started.
 
-Everything that root does for the others is here: the service account, the folders, the sockets. Nothing here starts a process of Portico.
+Everything that root does for the others is here: the service account, the folders, the sockets. Nothing here starts a
+process of Portico.
 
-state_dir is root's, writable for the service account and sticky (1770): gateway and portal keep their files in it, and can't
-replace root's (the logs, the broker's audit log) by links that root would then write through.
+state_dir is root's, writable for the service account and sticky (1770): gateway and portal keep their files in it, and
+can't replace root's (the logs, the broker's audit log) by links that root would then write through.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import os
 import pwd
 import shutil
 import socket
-import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +39,8 @@ class Account:
 
 
 def make_service_account(config: Config) -> Account:
-    """Return the account of gateway and portal, made where it is missing; in single-user mode the one who starts Portico.
+    """Return the account of gateway and portal, made where it is missing; in single-user mode the one who starts
+    Portico.
 
     Raises:
         Unavailable: It could not be made.
@@ -51,12 +52,22 @@ def make_service_account(config: Config) -> Account:
     if not _has_group(USER_GROUP):
         _run_as_root(["groupadd", "--system", USER_GROUP], done=lambda: _has_group(USER_GROUP))
     if not _has_account(SERVICE_ACCOUNT):
-        options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"]
+        options = [
+            "--system",
+            "--user-group",
+            "--no-create-home",
+            "--home-dir",
+            "/nonexistent",
+            "--shell",
+            "/usr/sbin/nologin",
+        ]
         comment = ["--comment", "Portico gateway and portal"]
         _run_as_root(["useradd", *options, *comment, SERVICE_ACCOUNT], done=lambda: _has_account(SERVICE_ACCOUNT))
     entry = pwd.getpwnam(SERVICE_ACCOUNT)
     if entry.pw_uid == 0 or entry.pw_gid == 0:
-        raise Unavailable(f"The account {SERVICE_ACCOUNT} is root's.", hint=f"Give {SERVICE_ACCOUNT} a uid and gid of its own.")
+        raise Unavailable(
+            f"The account {SERVICE_ACCOUNT} is root's.", hint=f"Give {SERVICE_ACCOUNT} a uid and gid of its own."
+        )
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
@@ -110,8 +121,9 @@ def _make_folder(path: Path, uid: int, gid: int, mode: int) -> None:
 class Lock:
     """Held by the one ``portico up`` of a state folder and a run folder, and readable by ``portico status``.
 
-    Two flocks, both gone with the process however it dies: on the state folder itself, and on ``up.lock`` in the run folder, which
-    says who holds it. That file is root's, so that nobody else can make ``portico stop`` signal another process.
+    Two flocks, both gone with the process however it dies: on the state folder itself, and on ``up.lock`` in the run
+    folder, which says who holds it. That file is root's, so that nobody else can make ``portico stop`` signal another
+    process.
     """
 
     def __init__(self, config: Config) -> None:
@@ -134,9 +146,13 @@ class Lock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 other = self.read()
-                where = f"process {other['pid']}, {other['url']}" if other else f"with the state folder {self._state_dir}"
+                where = (
+                    f"process {other['pid']}, {other['url']}" if other else f"with the state folder {self._state_dir}"
+                )
                 raise Conflict(
-                    "Portico is running already.", why=f"It is {where}.", hint="`portico status` shows it, `portico stop` ends it."
+                    "Portico is running already.",
+                    why=f"It is {where}.",
+                    hint="`portico status` shows it, `portico stop` ends it.",
                 ) from None
 
     def write(self, facts: dict[str, Any]) -> None:
@@ -167,8 +183,8 @@ class Lock:
 def open_sockets(config: Config, account: Account) -> dict[str, socket.socket]:
     """Return every listening socket of Portico by its name in docs/protocol.md.
 
-    Also a ``reserved`` one per loopback address that nobody of ours serves: bound, not listening, so that no user of this machine
-    can answer there for a browser that tries ::1 before 127.0.0.1.
+    Also a ``reserved`` one per loopback address that nobody of ours serves: bound, not listening, so that no user of
+    this machine can answer there for a browser that tries ::1 before 127.0.0.1.
 
     Raises:
         Unavailable: An address or path can't be had.
@@ -220,7 +236,7 @@ def _listen_tcp(bind: str, port: int, setting: str) -> socket.socket:
             with contextlib.suppress(OSError):
                 return _create(("::", port), socket.AF_INET6, dualstack=True)
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-        return _create((bind or "0.0.0.0", port), family)
+        return _create((bind or "0.0.0.0", port), family)  # noqa: S104  (every address is what was asked for)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             who = find_listener(port)
@@ -230,7 +246,9 @@ def _listen_tcp(bind: str, port: int, setting: str) -> socket.socket:
                 hint=f"End it, or choose another port: --{setting.replace('_', '-')} {port + 10}",
             ) from error
         if error.errno == errno.EACCES:
-            raise Unavailable(f"Port {port} is for root.", hint="Choose one above 1023, or start Portico as root.") from error
+            raise Unavailable(
+                f"Port {port} is for root.", hint="Choose one above 1023, or start Portico as root."
+            ) from error
         raise Unavailable(f"Portico can't listen on {bind or 'every address'}, port {port}.", why=str(error)) from error
 
 
@@ -267,7 +285,10 @@ def copy_tls_files(config: Config, account: Account) -> tuple[str, str]:
 
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(config.tls_certificate, config.tls_key)
-        texts = {"certificate.pem": Path(config.tls_certificate).read_bytes(), "key.pem": Path(config.tls_key).read_bytes()}
+        texts = {
+            "certificate.pem": Path(config.tls_certificate).read_bytes(),
+            "key.pem": Path(config.tls_key).read_bytes(),
+        }
     except (OSError, ssl.SSLError) as error:
         raise Invalid(
             "The TLS certificate and key can't be used.",
@@ -290,9 +311,10 @@ def copy_tls_files(config: Config, account: Account) -> tuple[str, str]:
 def check_host(config: Config) -> Iterator[str]:
     """Yield sentences about settings that work, but that an administrator should know of."""
     if config.host not in LOOPBACK_HOSTS and config.scheme == "http":
-        yield "Passwords and sessions cross the network unencrypted: set --tls-certificate and --tls-key, or put a TLS server in front."
-    if config.multi_user and stat.S_ISDIR(os.stat("/").st_mode) and not os.path.isdir("/proc/self"):
-        yield "/proc is not mounted: sessions can't be watched."
+        yield (
+            "Passwords and sessions cross the network unencrypted: "
+            "set --tls-certificate and --tls-key, or put a TLS server in front."
+        )
 
 
 def _has_group(name: str) -> bool:
@@ -314,7 +336,9 @@ def _has_account(name: str) -> bool:
 def _run_as_root(argv: list[str], done: Any) -> None:
     program = shutil.which(argv[0], path="/usr/sbin:/sbin:/usr/bin:/bin")
     if not program:
-        raise Unavailable(f"{argv[0]} is missing.", why="Portico needs a service account.", hint="apt-get install passwd")
+        raise Unavailable(
+            f"{argv[0]} is missing.", why="Portico needs a service account.", hint="apt-get install passwd"
+        )
     result = subprocess.run([program, *argv[1:]], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if result.returncode and not done():  # another Portico may have been faster
         raise Unavailable(f"{argv[0]} failed.", why=result.stderr.strip())

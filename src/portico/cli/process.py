@@ -1,19 +1,22 @@
 """``python -m portico.cli.process NAME``: what each process that ``portico up`` starts does first, whoever it is.
 
-It dies with the supervisor (which every process of Portico survives well), can't gain privileges by running a program, dumps no core with people's secrets, and has only the
-descriptors that PORTICO_FDS names. Settings come as JSON in PORTICO_SETTINGS, and are checked already.
+It dies with the supervisor (which every process of Portico survives well), can't gain privileges by running a program,
+dumps no core with people's secrets, and has only the descriptors that PORTICO_FDS names. Settings come as JSON in
+PORTICO_SETTINGS, and are checked already.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import dataclasses
 import json
 import logging
 import os
 import signal
+import socket
 import sys
-from typing import Final
+from typing import Any, Final
 
 from portico.config import Config
 
@@ -29,8 +32,11 @@ def render_settings(config: Config) -> str:
 
 def read_settings() -> Config:
     """Return the settings that the supervisor handed over."""
-    values = json.loads(os.environ["PORTICO_SETTINGS"])
-    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values: dict[str, Any] = json.loads(os.environ["PORTICO_SETTINGS"])
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+    return Config(**values)
 
 
 def read_descriptors() -> dict[str, int]:
@@ -62,19 +68,27 @@ def main() -> None:
     harden(gains_nothing=name != "broker")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if name == "broker":
-        from portico.cli.broker_process import run_broker
+        from portico.broker import server
 
-        run_broker(config, descriptors)
+        server.run(config, _take_socket(descriptors, "broker"))
     elif name == "portal":
         from portico.cli.portal_process import run_portal
 
-        run_portal(config, descriptors)
+        run_portal(config, {name: _take_socket(descriptors, name) for name in ("portal", "api", "routes")})
     elif name == "gateway":
-        from portico.cli.gateway_process import run_gateway
+        from portico.gateway import process
 
-        run_gateway(config, descriptors)
+        listeners = {name: _take_socket(descriptors, name) for name in descriptors}
+        tls = process.make_tls(config.tls_certificate, config.tls_key) if config.tls_certificate else None
+        asyncio.run(process.serve(config, listeners, tls))
     else:
         sys.exit(f"There is no process {name!r}.")
+
+
+def _take_socket(descriptors: dict[str, int], name: str) -> socket.socket:
+    sock = socket.socket(fileno=descriptors[name])
+    sock.set_inheritable(False)
+    return sock
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Keeps broker, portal and gateway running: starts them, restarts one that dies, keeps their output, ends them.
 
-The listening sockets belong to the supervisor and stay open while a process is away, so that a connection made meanwhile waits
-instead of being refused. It parses no byte of anybody's, and knows nothing of users or sessions.
+The listening sockets belong to the supervisor and stay open while a process is away, so that a connection made
+meanwhile waits instead of being refused. It parses no byte of anybody's, and knows nothing of users or sessions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 LINE_LIMIT_BYTES: Final = 16 * 1024
 STOP_AFTER_S: Final = 5.0
@@ -26,7 +26,7 @@ STABLE_AFTER_S: Final = 30.0
 
 @dataclass(frozen=True)
 class Program:
-    """What to run: ``descriptors`` by the names that the process finds in PORTICO_FDS; ``uid`` None keeps the supervisor's own."""
+    """What to run: ``descriptors`` by their names in PORTICO_FDS; ``uid`` None keeps the supervisor's own."""
 
     name: str
     argv: tuple[str, ...]
@@ -37,7 +37,8 @@ class Program:
 
 
 class LogFile:
-    """An append-only file of bounded size: at ``limit_bytes`` it becomes NAME.1, which becomes NAME.2 …; ``kept`` of them.
+    """An append-only file of bounded size: at ``limit_bytes`` it becomes NAME.1, which becomes NAME.2 …; ``kept`` of
+    them.
 
     A full disk loses lines, never the process.
     """
@@ -111,7 +112,7 @@ class Supervisor:
         self._keepers[program.name] = asyncio.create_task(self._keep(program, process))
 
     async def wait_for_failure(self) -> str:
-        """Return the name of a program that gives up: it has died at each start, too often. Never, while all is well."""
+        """Return the name of a program that died at each start, too often. Never, while all is well."""
         done, _ = await asyncio.wait(self._keepers.values(), return_when=asyncio.FIRST_COMPLETED)
         for name, keeper in self._keepers.items():
             if keeper in done:
@@ -140,7 +141,9 @@ class Supervisor:
 
     async def _spawn(self, program: Program) -> asyncio.subprocess.Process:
         fds = ",".join(f"{name}={descriptor}" for name, descriptor in program.descriptors.items())
-        ids = {"user": program.uid, "group": program.gid, "extra_groups": []} if program.uid is not None else {}
+        ids: dict[str, Any] = {}
+        if program.uid is not None:
+            ids = {"user": program.uid, "group": program.gid, "extra_groups": []}
         process = await asyncio.create_subprocess_exec(
             *program.argv,
             env={**program.env, "PORTICO_FDS": fds, "PORTICO_SUPERVISOR": str(os.getpid())},
@@ -152,7 +155,7 @@ class Supervisor:
             start_new_session=True,  # Ctrl-C is the supervisor's; it ends them in order
             umask=0o077,
             limit=LINE_LIMIT_BYTES,
-            **ids,  # type: ignore[arg-type]
+            **ids,
         )
         self._processes[program.name] = process
         return process
@@ -201,7 +204,9 @@ class Supervisor:
 def render_line(line: bytes) -> str:
     """Return a line fit for a terminal: control characters, which could be a stranger's, are shown and not obeyed."""
     text = line.decode(errors="replace").rstrip("\r\n")
-    return "".join(character if character.isprintable() or character == "\t" else repr(character)[1:-1] for character in text)
+    return "".join(
+        character if character.isprintable() or character == "\t" else repr(character)[1:-1] for character in text
+    )
 
 
 def show_on_stderr(line: str) -> None:
