@@ -1,7 +1,8 @@
 #!/bin/sh
 # JupyterLab on $PORTICO_SOCKET below $PORTICO_BASE_PATH. The gateway lets nobody but the user in, and the socket is 0600, so
-# Jupyter's own token would be a second login. Nothing here listens on TCP: kernels talk over Unix sockets too (transport ipc),
-# and `portico up` installs no debugpy, whose adapter would listen on 127.0.0.1 without a password.
+# Jupyter's own token would be a second login. Nothing here listens on TCP, where other users of the machine could reach it: kernels
+# talk over Unix sockets too (transport ipc, and the kernel below), and `portico up` installs no debugpy, whose adapter would listen on
+# 127.0.0.1 without a password.
 set -eu
 umask 077
 
@@ -13,6 +14,7 @@ fi
 export JUPYTER_RUNTIME_DIR
 mkdir -p "$JUPYTER_RUNTIME_DIR"
 trap 'rm -rf "$JUPYTER_RUNTIME_DIR"' EXIT
+trap 'exit 143' TERM
 
 # Numerical libraries take every core of the machine unless they are told what is theirs.
 threads=${PORTICO_CORES%.*}
@@ -32,10 +34,55 @@ case $(cd "$folder" && pwd -P)/ in
         ;;
 esac
 
+# The Python kernel as ipykernel has it, but for one thing: output of forked processes comes back over a Unix socket, not over TCP.
+kernel=$JUPYTER_RUNTIME_DIR/share/kernels/python3
+mkdir -p "$kernel"
+cat >"$kernel/kernel.json" <<JSON
+{
+  "argv": ["$PORTICO_APPS/jupyter/bin/python", "$kernel/launch.py", "-f", "{connection_file}"],
+  "display_name": "Python 3",
+  "language": "python"
+}
+JSON
+cat >"$kernel/launch.py" <<'PYTHON'
+import os
+import sys
+
+del sys.path[0]  # this file's folder
+
+import zmq
+from ipykernel import iostream, kernelapp
+from zmq.eventloop.zmqstream import ZMQStream
+
+ADDRESS = f"ipc://{os.environ['JUPYTER_RUNTIME_DIR']}/output-{os.getpid()}"
+
+
+class IOPubThread(iostream.IOPubThread):
+    def _setup_pipe_in(self):
+        self._pipe_uuid = os.urandom(16)
+        pipe = self.socket.context.socket(zmq.PULL)
+        pipe.linger = 0
+        pipe.bind(ADDRESS)
+        self._pipe_in = ZMQStream(pipe, self.io_loop)
+        self._pipe_in.on_recv(self._handle_pipe_msg)
+
+    def _setup_pipe_out(self):
+        context = zmq.Context()
+        pipe = context.socket(zmq.PUSH)
+        pipe.linger = 3000
+        pipe.connect(ADDRESS)
+        return context, pipe
+
+
+kernelapp.IOPubThread = IOPubThread
+kernelapp.launch_new_instance()
+PYTHON
+export JUPYTER_PATH="$JUPYTER_RUNTIME_DIR/share${JUPYTER_PATH:+:$JUPYTER_PATH}"
+
 PATH=$PORTICO_APPS/jupyter/bin:$PATH
 export PATH SHELL="${SHELL:-/bin/sh}"
 
-# Not exec: the trap above has to run. TERM reaches the whole session, so a foreground wait is enough.
+# Not exec: the traps above have to run. TERM reaches every process of the session, so waiting in the foreground is enough.
 "$PORTICO_APPS/jupyter/bin/jupyter-lab" \
     --no-browser \
     --ServerApp.sock="$PORTICO_SOCKET" \

@@ -1,0 +1,43 @@
+"""Fixtures that several rings share: a whole Portico, started for real, and its traceless end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from running import RunningPortico, find_reason_to_skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with a reason, what needs root where there is none."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("system") or item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.skip(reason="needs root: real POSIX users"))
+
+
+@pytest.fixture(scope="session")
+def portico_factory() -> Iterator[Callable[..., RunningPortico]]:
+    """Return a function that starts a Portico: ``portico_factory(settings={...}, options=(...))``."""
+    if reason := find_reason_to_skip():
+        pytest.skip(reason)
+    made: list[RunningPortico] = []
+
+    def start(settings: dict[str, Any] | None = None, options: tuple[str, ...] = ()) -> RunningPortico:
+        running = RunningPortico(settings, options)
+        made.append(running)
+        running.start()
+        return running
+
+    yield start
+    for running in made:
+        running.destroy()
+
+
+@pytest.fixture(scope="session")
+def portico(portico_factory: Callable[..., RunningPortico]) -> RunningPortico:
+    """Return the Portico that the tests of one worker share. A test that stops it starts it again."""
+    return portico_factory()
