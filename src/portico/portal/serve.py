@@ -125,7 +125,7 @@ async def serve(
     app: FastAPI = create_app(accounts, sessions, doors, config)
     server = uvicorn.Server(
         uvicorn.Config(
-            guard(app, config),  # type: ignore[arg-type]
+            guard(app, config),
             http=PortalProtocol,
             ws="none",
             lifespan="off",
