@@ -212,6 +212,31 @@ class Doors:
             self._config.bind == "127.0.0.1"
         )
 
+    async def find_gone(self, tags: list[str]) -> list[str]:
+        """Return those tags of live streams whose thing has ended while no one could be told."""
+
+        def look(tx: Transaction) -> list[str]:
+            gone = []
+            shares: set[int] = set()
+            for tag in tags:
+                kind, _, name = tag.partition(":")
+                if kind == "sign-in":
+                    is_gone = not name.isdigit() or tx.find_sign_in_by_id(int(name)) is None
+                elif kind == "user":
+                    user = tx.find_user(name)
+                    is_gone = user is None or user.state is UserState.LOCKED
+                elif kind == "session":
+                    session = tx.find_session(name)
+                    is_gone = session is None or session.state is SessionState.ENDED
+                else:
+                    shares = shares or tx.list_share_ids()
+                    is_gone = not name.isdigit() or int(name) not in shares
+                if is_gone:
+                    gone.append(tag)
+            return gone
+
+        return await self._read(look)
+
     async def _get_ready(self, session_id: str) -> Session:
         if not SESSION_ID.match(session_id):
             raise NotFound("There is no such session.")

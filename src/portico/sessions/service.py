@@ -277,6 +277,20 @@ class Sessions:
         self._poke.set()
         return changed or session
 
+    async def stop_all_of(self, who: Identity, user_name: str, timeout_s: float = 15.0) -> None:
+        """Stop all sessions of a user who is about to be removed, and wait for their ends as long as allowed."""
+        require(who, Permission.SESSION_STOP)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            live = [s for s in await self._read(lambda tx: tx.list_live_sessions()) if s.user_name == user_name]
+            if not live or time.monotonic() > deadline:
+                return
+            for session in live:
+                if session.waiting_for != "its end":
+                    await self.stop(who, session.id)
+            self._poke.set()
+            await asyncio.sleep(0.2)
+
     async def extend(self, who: Identity, session_id: str) -> Session:
         """Give a session of one's own more time.
 

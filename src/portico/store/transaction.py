@@ -269,6 +269,10 @@ class Transaction:
         rows = self._db.execute(select(t.shares).where(t.shares.c.viewer_name == viewer_name).order_by(t.shares.c.id))
         return [Share(**row._mapping) for row in rows]
 
+    def list_share_ids(self) -> set[int]:
+        """Return the ids of all shares."""
+        return set(self._db.execute(select(t.shares.c.id)).scalars())
+
     def delete_share(self, share_id: int) -> None:
         """Delete a share."""
         self._db.execute(delete(t.shares).where(t.shares.c.id == share_id))

@@ -1,0 +1,75 @@
+"""What pages and API share: who is asking, and the objects that answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from fastapi import Request
+
+from portico.accounts import Accounts
+from portico.config import Config
+from portico.errors import NotSignedIn
+from portico.model import Identity
+from portico.sessions import Doors, Sessions
+from portico.sessions.doors import find_cookie_name, parse_cookies
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The portal's objects, made by ``cli``."""
+
+    config: Config
+    accounts: Accounts
+    sessions: Sessions
+    doors: Doors
+
+
+def get_context(request: Request) -> Context:
+    """Return the portal's objects."""
+    context: Context = request.app.state.context
+    return context
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call something that may wait for the disk or hash a password, without holding up others."""
+    return await asyncio.to_thread(function, *args, **kwargs)
+
+
+def get_address(request: Request) -> str:
+    """Return the address that the request came from, as the gateway says."""
+    return str(request.scope["portico"]["address"])
+
+
+async def identify_browser(request: Request) -> Identity:
+    """Return who is signed in in this browser.
+
+    Raises:
+        NotSignedIn: Nobody.
+    """
+    context = get_context(request)
+    token = parse_cookies(request.headers.get("cookie", "")).get(find_cookie_name(context.config), "")
+    if not token:
+        raise NotSignedIn("You are not signed in.")
+    return await in_thread(context.accounts.authenticate, token, get_address(request))
+
+
+async def identify(request: Request) -> Identity:
+    """Return who is asking the API: by API token, by browser, or by the uid of a process of this machine.
+
+    Raises:
+        NotSignedIn: Nobody that we know.
+    """
+    context, arrival = get_context(request), request.scope["portico"]
+    authorization = request.headers.get("authorization", "")
+    if authorization.startswith("Bearer "):
+        token = authorization.removeprefix("Bearer ").strip()
+        return await in_thread(context.accounts.authenticate_api_token, token, get_address(request))
+    if arrival["socket"] == "api":
+        return await in_thread(context.accounts.identify_uid, int(arrival["peer_uid"]))
+    return await identify_browser(request)

@@ -1,0 +1,77 @@
+"""Templates: pages from values. Everything is escaped; nothing here decides anything."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from portico.accounts import Permission, may
+from portico.errors import Conflict, Forbidden, Invalid, NotFound, NotSignedIn, PorticoError, TooMany, Unavailable
+from portico.model import Identity, now
+from portico.portal.static_files import render_version
+from portico.sessions.reasons import describe_end
+
+STATUS: Final[dict[type[PorticoError], int]] = {
+    Invalid: 422,
+    NotSignedIn: 401,
+    Forbidden: 403,
+    NotFound: 404,
+    Conflict: 409,
+    TooMany: 429,
+    Unavailable: 503,
+}
+
+
+def get_status(error: PorticoError) -> int:
+    """Return the HTTP status that belongs to an error."""
+    return STATUS.get(type(error), 500)
+
+
+def render_bytes(size: int) -> str:
+    """Return a size for people, decimal: 2.5 GB."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
+def render_time(time: datetime | None) -> str:
+    """Return a time in UTC; a script turns it into the reader's own."""
+    return time.strftime("%Y-%m-%d %H:%M UTC") if time else ""
+
+
+def render_left(time: datetime | None) -> str:
+    """Return how long it is until ``time``, for people."""
+    if time is None:
+        return ""
+    minutes = max(0, int((time - now()).total_seconds() // 60))
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+_environment = Environment(
+    loader=PackageLoader("portico.portal"),
+    autoescape=select_autoescape(default=True, default_for_string=True),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters |= {"bytes": render_bytes, "time": render_time, "left": render_left}
+_environment.globals |= {
+    "describe_end": describe_end,
+    "Permission": Permission,
+    "may": may,
+    "version": render_version(Path(__file__).parent / "static"),
+}
+
+
+def render(
+    request: Request, template: str, who: Identity | None, *, error: PorticoError | None = None, **values: Any
+) -> HTMLResponse:
+    """Return a page; with ``error``, shown on the page with its status."""
+    text = _environment.get_template(template).render(
+        who=who, path=request.url.path, error=error, **{"done": "", "given": {}, **values}
+    )
+    headers = {"Retry-After": str(int(error.retry_after_s))} if error and error.retry_after_s else None
+    return HTMLResponse(text, status_code=get_status(error) if error else 200, headers=headers)

@@ -1,0 +1,108 @@
+// The desktop: noVNC on the session's stream. It follows the window's size, comes back by itself, and shares the clipboard
+// both ways where the browser allows it; the panel does where it does not.
+
+import RFB from "/vendor/novnc/core/rfb.js";
+import KeyTable from "/vendor/novnc/core/input/keysym.js";
+import { makeBackoff, say, screen, stage, tool, url, viewOnly } from "./stage.js";
+
+const backoff = makeBackoff();
+const text = stage.querySelector("[data-panel=clipboard] textarea");
+let rfb = null;
+let sent = null; // the last text that went to the desktop, so that it does not go back and forth
+
+function connect() {
+  return new Promise((resolve) => {
+    screen.replaceChildren();
+    rfb = new RFB(screen, url, { shared: true, wsProtocols: ["binary"] });
+    rfb.viewOnly = viewOnly; // what really keeps a viewer's hands off is the gateway
+    rfb.scaleViewport = true;
+    rfb.resizeSession = !viewOnly;
+    rfb.focusOnClick = true;
+    rfb.background = "#0c1016";
+    rfb.qualityLevel = Number(tool("quality")?.value ?? 6);
+    rfb.compressionLevel = 2;
+    rfb.addEventListener("connect", () => { backoff.reset(); say(viewOnly ? "looking" : "connected", "up"); rfb.focus(); offerClipboard(); });
+    rfb.addEventListener("disconnect", () => resolve());
+    rfb.addEventListener("securityfailure", () => resolve());
+    rfb.addEventListener("clipboard", (event) => takeClipboard(event.detail.text));
+    window.porticoDesktop = rfb;
+  });
+}
+
+async function stay() {
+  while (true) {
+    await connect();
+    say("connection lost; trying again…", "down");
+    // Taken back, ended, or only a lost connection? The page knows.
+    const answer = await fetch(location.href, { redirect: "manual" }).catch(() => null);
+    if (answer && !answer.ok && answer.status !== 503) return location.reload();
+    await backoff.wait();
+  }
+}
+
+async function takeClipboard(content) {
+  if (text) text.value = content;
+  if (content === sent) return;
+  sent = content;
+  try { await navigator.clipboard.writeText(content); } catch { /* not allowed, or not focused: the panel has it */ }
+}
+
+async function offerClipboard() {
+  if (viewOnly || !navigator.clipboard?.readText) return;
+  try {
+    const content = await navigator.clipboard.readText();
+    if (content && content !== sent) give(content);
+  } catch { /* not allowed: the panel serves */ }
+}
+
+function give(content) {
+  sent = content;
+  if (text) text.value = content;
+  rfb?.clipboardPasteFrom(content);
+}
+
+if (!viewOnly) {
+  addEventListener("focus", offerClipboard);
+  text?.addEventListener("input", () => give(text.value));
+  tool("quality")?.addEventListener("change", (event) => { if (rfb) rfb.qualityLevel = Number(event.target.value); });
+  stage.querySelector("[data-panel=keys]")?.addEventListener("click", (event) => {
+    const press = (keysym, code, down) => rfb.sendKey(keysym, code, down);
+    switch (event.target.dataset.key) {
+      case "ctrl-alt-del": rfb.sendCtrlAltDel(); break;
+      case "escape": press(KeyTable.XK_Escape, "Escape"); break;
+      case "tab": press(KeyTable.XK_Tab, "Tab"); break;
+      case "super": press(KeyTable.XK_Super_L, "MetaLeft"); break;
+      case "alt-tab":
+        press(KeyTable.XK_Alt_L, "AltLeft", true);
+        press(KeyTable.XK_Tab, "Tab");
+        press(KeyTable.XK_Alt_L, "AltLeft", false);
+        break;
+      case "keyboard": showKeyboard(); return;
+      default: return;
+    }
+    rfb.focus();
+  });
+}
+
+// A phone shows its keyboard for a text field only; what is typed there goes to the desktop.
+function showKeyboard() {
+  let field = stage.querySelector(".catcher");
+  if (!field) {
+    field = document.createElement("textarea");
+    field.className = "catcher hidden";
+    field.autocapitalize = "off";
+    field.addEventListener("beforeinput", (event) => {
+      event.preventDefault();
+      if (event.inputType === "deleteContentBackward") rfb.sendKey(KeyTable.XK_BackSpace, "Backspace");
+      else if (event.inputType === "insertLineBreak") rfb.sendKey(KeyTable.XK_Return, "Enter");
+      else for (const character of event.data ?? "") {
+        const point = character.codePointAt(0);
+        rfb.sendKey(point < 256 ? point : 0x1000000 | point, null);
+      }
+    });
+    stage.append(field);
+  }
+  field.focus();
+}
+
+stay();
