@@ -114,8 +114,8 @@ class RunningPortico:
             "--instance", self.instance, "--config", str(self.config), *self._options,
         ]  # fmt: skip
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._get_env(),
-            errors="replace", start_new_session=True,
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=self.get_env(), errors="replace", start_new_session=True,
         )  # fmt: skip
         for stream in (self._process.stdout, self._process.stderr):
             assert stream is not None
@@ -220,10 +220,11 @@ class RunningPortico:
         """Return the argv of this source's ``portico``."""
         return [str(INSTALL_DIR / "venv/bin/python"), "-s", "-m", "portico.cli"]
 
-    def _get_env(self) -> dict[str, str]:
+    def get_env(self) -> dict[str, str]:
+        """Return the environment in which the command line runs."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("PORTICO_", "PYTEST_"))}
         env["TERM"] = "dumb"
-        # Portico's own account imports the source too, unless the clone stands where it can't read; then the installed copy.
+        # Portico's own account imports the source too, unless it can't read the clone; then the installed copy.
         readable = all(folder.stat().st_mode & 0o001 for folder in [ROOT, *ROOT.parents])
         if readable:
             env["PYTHONPATH"] = str(ROOT / "src")
@@ -234,7 +235,7 @@ class RunningPortico:
     def cli(self, *arguments: str, user: str = "", check: bool = True, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run ``portico`` against this Portico, as root or as a POSIX user."""
         ids = {"user": user, "group": user, "extra_groups": []} if user else {}
-        env = self._get_env() | ({"HOME": pwd.getpwnam(user).pw_dir} if user else {})
+        env = self.get_env() | ({"HOME": pwd.getpwnam(user).pw_dir} if user else {})
         done = subprocess.run(
             [*self.get_command(), "--run-dir", str(self.run_dir), *arguments], env=env, cwd="/", text=True, timeout=120,
             capture_output=True, check=False, **({"stdin": subprocess.DEVNULL} | ids | more),

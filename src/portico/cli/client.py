@@ -74,6 +74,8 @@ class Client:
                 "Portico can't be reached.", why=str(error), hint="`portico status` tells whether it runs."
             ) from error
         kind = answer.headers.get("content-type", "")
+        if not answer.content and answer.is_success:  # 204
+            return None
         if not kind.startswith("application/json"):
             if answer.is_success:
                 return answer.text

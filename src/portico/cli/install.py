@@ -46,7 +46,6 @@ ASSETS: Final = {
             "../addon-web-links/lib/addon-web-links.mjs": "addon-web-links.mjs",
         },
     ),
-    "htmx": ("htmx.org", {"dist/htmx.min.js": "htmx.min.js"}),
 }
 """What the pages load from npm packages: folder below assets/ → (package, {path in it: name here})."""
 

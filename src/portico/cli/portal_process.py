@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from portico.accounts import Accounts
+from portico.accounts import ROOT, Accounts
 from portico.config import Config
+from portico.errors import NotFound
+from portico.model import Role
 from portico.portal import serve
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity
@@ -29,6 +33,17 @@ def run_portal(config: Config, listeners: Mapping[str, socket.socket]) -> None:
     asyncio.run(_run(config, store, listeners))
 
 
+def make_admin(accounts: Accounts, name: str) -> None:
+    """Make the admin whom ``portico up`` was told, without a password, unless there is a user of that name.
+
+    Whoever starts Portico may name its first admin; without root there is nobody else who could ask for one.
+    """
+    try:
+        accounts.get_user(name)
+    except NotFound:
+        accounts.add_user(replace(ROOT, user_name="portico up"), name, Role.ADMIN)
+
+
 async def _run(config: Config, store: Store, listeners: Mapping[str, socket.socket]) -> None:
     machine = BrokerMachine(config.socket_paths["broker"])
     capacity = Capacity(*read_capacity(config.cores, config.memory_gb))
@@ -37,6 +52,8 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     accounts = Accounts(store, config, machine)
     sessions = Sessions(store, config, catalog, machine, scheduler, sys.executable)
     doors = Doors(store, config, accounts, machine)
+    if admin := os.environ.get("PORTICO_ADMIN"):
+        make_admin(accounts, admin)
     try:
         await serve(config, accounts, sessions, doors, listeners)
     finally:

@@ -18,7 +18,9 @@ import socket
 import sys
 from typing import Any, Final
 
+from portico.cli.supervisor import HOPELESS_STATUS
 from portico.config import Config
+from portico.errors import PorticoError
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2), linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
@@ -62,11 +64,20 @@ def harden(*, gains_nothing: bool) -> None:
 
 
 def main() -> None:
-    """Become the process that is named on the command line."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    """Become the process that is named on the command line; a foreseeable failure is told in its own words."""
+    try:
+        _become(sys.argv[1] if len(sys.argv) > 1 else "")
+    except PorticoError as error:
+        print("\n".join(part for part in (error.message, error.why, error.hint) if part), file=sys.stderr, flush=True)
+        sys.exit(HOPELESS_STATUS)
+
+
+def _become(name: str) -> None:
     config, descriptors = read_settings(), read_descriptors()
     harden(gains_nothing=name != "broker")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for chatty in ("alembic", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     if name == "broker":
         from portico.broker import server
 

@@ -26,7 +26,7 @@ from portico.cli.client import Client, Target
 from portico.cli.process import render_settings
 from portico.cli.supervisor import Program, Supervisor, show_on_stderr
 from portico.config import Config
-from portico.errors import NotFound, PorticoError, Unavailable
+from portico.errors import PorticoError, Unavailable
 
 READY_TIMEOUT_S: Final = 60.0
 STOP_ORDER: Final = ["gateway", "portal", "broker"]
@@ -119,7 +119,7 @@ class Service:
         public = {name: fd for name, fd in fds.items() if name.startswith("listen-")}
         ids = {"uid": account.uid, "gid": account.gid} if config.multi_user else {}
         python = (sys.executable, "-s", "-P", "-m", "portico.cli.process")
-        own = env | {"HOME": config.state_dir} if config.multi_user else env
+        own = env | {"PORTICO_ADMIN": self._admin} | ({"HOME": config.state_dir} if config.multi_user else {})
         return [
             Program("broker", (*python, "broker"), env, {"broker": fds["broker"]}),
             Program(
@@ -162,7 +162,7 @@ class Service:
             async with self._open_client() as client:
                 while not self._ended.is_set():
                     with contextlib.suppress(httpx.HTTPError):
-                        answer = await client.get("/health")
+                        answer = await client.get("/api/v1/health")
                         if answer.status_code == 200:
                             return True
                     if failure.done() or time.monotonic() > deadline:
@@ -210,28 +210,17 @@ class Service:
         show_on_stderr("")
 
     def _get_admin_link(self) -> str:
-        """Return a one-time link for the admin, who is made where missing; empty where they have a password."""
-        client = Client(Target(run_dir=self._config.run_dir))
-        try:
-            user = client.ask("GET", f"/users/{self._admin}")
-        except NotFound:
-            return str(client.ask("POST", "/users", {"name": self._admin, "role": "admin"})["link"])
-        finally:
-            client.close()
-        if user["state"] != "invited":
-            return ""
-        client = Client(Target(run_dir=self._config.run_dir))
-        try:
+        """Return a one-time link for the admin, whom the portal has made; empty where they have a password."""
+        with contextlib.closing(Client(Target(run_dir=self._config.run_dir))) as client:
+            if client.ask("GET", f"/users/{self._admin}")["state"] != "invited":
+                return ""
             return str(client.ask("POST", f"/users/{self._admin}/code")["link"])
-        finally:
-            client.close()
 
     def _count_sessions(self) -> int | None:
         """Return how many sessions go on without us; None where the portal can't tell any more."""
         try:
-            client = Client(Target(run_dir=self._config.run_dir))
-            sessions: list[dict[str, Any]] = client.ask("GET", "/sessions", everyone="true")
-            client.close()
+            with contextlib.closing(Client(Target(run_dir=self._config.run_dir))) as client:
+                sessions: list[dict[str, Any]] = client.ask("GET", "/sessions", everyone="true")
         except PorticoError:
             return None
         return sum(1 for session in sessions if session["state"] in ("starting", "ready"))

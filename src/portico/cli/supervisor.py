@@ -20,6 +20,8 @@ from typing import Any, Final
 LINE_LIMIT_BYTES: Final = 16 * 1024
 STOP_AFTER_S: Final = 5.0
 BACKOFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+HOPELESS_STATUS: Final = 78
+"""A process that ends with this (EX_CONFIG, sysexits.h) has said why, and another start would not help."""
 STABLE_AFTER_S: Final = 30.0
 """A process that ran this long starts again with the first back-off."""
 
@@ -171,6 +173,9 @@ class Supervisor:
                 if self._stopping:
                     return
                 failures = 0 if time.monotonic() - begin > STABLE_AFTER_S else failures + 1
+                if status == HOPELESS_STATUS:
+                    self._tell(program.name, log, "can't start")
+                    return
                 if failures > len(BACKOFF_S):
                     self._tell(program.name, log, f"{_describe(status)}, again and again; giving up")
                     return
@@ -189,7 +194,7 @@ class Supervisor:
             except asyncio.IncompleteReadError as error:
                 line = error.partial
             except asyncio.LimitOverrunError as error:
-                line = await process.stdout.readexactly(error.consumed) + b"\n"
+                line = await process.stdout.readexactly(min(error.consumed, LINE_LIMIT_BYTES)) + b"\n"
             if not line:
                 return
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z ").encode()

@@ -27,8 +27,8 @@ ONE_COLUMNS = LIST_COLUMNS | {
     "Title": "title",
     "Started": "started",
     "Ended": "ended",
-    "Reason": "reason",
-    "Detail": "detail",
+    "Reason": "ended_because",
+    "Hint": "hint",
 }
 APP_COLUMNS = {"Id": "id", "Name": "name", "Summary": "summary", "Missing": "missing"}
 SHARE_COLUMNS = {"Id": "id", "Session": "session_id", "With": "viewer_name", "Since": "created"}
@@ -104,7 +104,9 @@ def _wait_until_ready(client: Client, made: dict[str, Any], *, quiet: bool) -> d
         except PorticoError:
             log = ""
         raise Unavailable(
-            f"The session {made['id']} ended: {made.get('reason')}. {made.get('detail', '')}".strip(), why=log.strip()
+            f"The session {made['id']} ended. {made.get('ended_because') or ''}".strip(),
+            why=log.strip(),
+            hint=str(made.get("hint") or ""),
         )
     return made
 

@@ -1,4 +1,4 @@
-"""The job scripts of the catalog, for real: as an unprivileged user, in the environment that docs/protocol.md states."""
+"""The catalog's job scripts, for real: as an unprivileged user, in the environment that docs/protocol.md states."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Account:
 
     def run(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            argv, user=self.uid, group=pwd.getpwuid(self.uid).pw_gid, extra_groups=[], env={"PATH": "/usr/bin:/bin"} | env,
-            cwd="/", text=True, capture_output=True, check=False, timeout=30,
+            argv, user=self.uid, group=pwd.getpwuid(self.uid).pw_gid, extra_groups=[],
+            env={"PATH": "/usr/bin:/bin"} | env, cwd="/", text=True, capture_output=True, check=False, timeout=30,
         )  # fmt: skip
 
 

@@ -1,0 +1,136 @@
+"""The commands against a real Portico: as root, as users of the machine, and from elsewhere with a token."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from running import RunningPortico
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+def test_root_on_the_machine_is_an_admin_by_its_uid(portico: RunningPortico) -> None:
+    me = json.loads(portico.cli("whoami", "--json").stdout)
+    assert (me["name"], me["role"], me["via"]) == ("root", "admin", "socket")
+
+
+def test_users_from_invitation_to_removal(portico: RunningPortico) -> None:
+    name = portico.get_name("carol")
+    link = json.loads(portico.cli("user", "add", name, "--json").stdout)["link"]
+    assert link.startswith(f"{portico.url}/enrol#")
+    listed = {user["name"]: user for user in json.loads(portico.cli("user", "list", "--json").stdout)}
+    assert listed[name]["state"] == "invited"
+    assert json.loads(portico.cli("user", "link", name, "--json").stdout)["link"] != link
+    assert json.loads(portico.cli("user", "role", name, "admin", "--json").stdout)["role"] == "admin"
+    assert json.loads(portico.cli("user", "lock", name, "--json").stdout)["state"] == "locked"
+    portico.cli("user", "unlock", name)
+    refused = portico.cli("user", "remove", name, check=False)
+    assert refused.returncode == 1
+    assert "--yes" in refused.stderr
+    portico.cli("user", "remove", name, "--yes")
+    assert name not in portico.cli("user", "list").stdout
+    actions = [
+        entry["action"] for entry in json.loads(portico.cli("audit", "--json").stdout) if entry["target"] == name
+    ]
+    assert actions == ["user:remove", "user:unlock", "user:lock", "user:role", "user:link", "user:add"]
+
+
+def test_a_user_of_the_machine_needs_no_login(portico: RunningPortico) -> None:
+    portico.user("alice").wait(portico.user("alice").start("terminal", memory_gb=0.25)["id"])  # makes the POSIX account
+    name = portico.get_name("alice")
+    me = json.loads(portico.cli("whoami", "--json", user=name).stdout)
+    assert (me["name"], me["role"]) == (name, "user")
+    forbidden = portico.cli("user", "list", user=name, check=False)
+    assert forbidden.returncode == 1
+    assert "Traceback" not in forbidden.stderr
+    apps = {app["id"] for app in json.loads(portico.cli("app", "list", "--json", user=name).stdout)}
+    assert {"terminal", "jupyter", "desktop-xfce", "desktop-light"} <= apps
+
+
+def test_a_stranger_of_the_machine_is_refused(portico: RunningPortico) -> None:
+    done = portico.cli("session", "list", user="nobody", check=False)
+    assert done.returncode == 1
+    assert "is no user of this portal" in done.stderr
+
+
+def test_a_session_from_start_to_end(portico: RunningPortico) -> None:
+    person, name = portico.user("alice"), portico.get_name("alice")
+    person.http.get("/api/v1/me").raise_for_status()
+    portico.user("alice").wait(portico.user("alice").start("terminal", memory_gb=0.25)["id"])
+    started = portico.cli(
+        "session", "start", "terminal", "--memory-gb", "0.25", "--title", "x y", "--wait", "--json", user=name
+    )
+    session = json.loads(started.stdout)
+    assert (session["state"], session["title"]) == ("ready", "x y")
+    id = session["id"]
+    assert id in portico.cli("session", "list", user=name).stdout
+    assert f"{portico.url}/sessions/{id}" in portico.cli("session", "open", "--print", id, user=name).stdout
+    longer = json.loads(portico.cli("session", "extend", id, "--json", user=name).stdout)
+    assert longer["ends"] > session["ends"]
+    portico.cli("session", "log", id, user=name)
+    portico.user("bob")
+    shared = json.loads(portico.cli("session", "share", id, portico.get_name("bob"), "--json", user=name).stdout)
+    assert str(shared["id"]) in portico.cli("session", "shares", id, user=name).stdout
+    portico.cli("session", "unshare", id, str(shared["id"]), user=name)
+    portico.cli("session", "stop", id, user=name)
+    person.wait(id, "ended")
+    portico.cli("session", "forget", id, user=name)
+    gone = portico.cli("session", "show", id, user=name, check=False)
+    assert gone.returncode == 1
+    assert "no such session" in gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-app"], "There is no app"),
+        (["terminal", "--hours", "1000"], "Hours"),
+        (["terminal", "--cores", "-1"], "Cores"),
+        (["terminal", "--memory-gb", "100000"], "Memory"),
+        (["terminal", "--set", "x"], "NAME=VALUE"),
+        (["terminal", "--set", "nothing=1"], "has no field"),
+        (["desktop-light", "--set", "geometry=1x1"], "First size"),
+    ],
+)
+def test_a_wrong_request_is_told_in_one_message(arguments: list[str], message: str, portico: RunningPortico) -> None:
+    portico.user("alice").wait(portico.user("alice").start("terminal", memory_gb=0.25)["id"])
+    done = portico.cli("session", "start", *arguments, user=portico.get_name("alice"), check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_token_from_elsewhere(portico: RunningPortico, tmp_path: Path) -> None:
+    person = portico.user("alice")
+    token = person.http.post("/api/v1/tokens", json={"label": "laptop", "days": 1}).json()["token"]
+    elsewhere = ["env", f"XDG_CONFIG_HOME={tmp_path}", *portico.get_command(), "--url", portico.url]
+
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        env = portico.get_env()
+        return subprocess.run(
+            [*elsewhere, *arguments], env=env, text=True, capture_output=True, check=False, cwd="/", **more
+        )  # type: ignore[call-overload]
+
+    before = run("whoami")
+    assert before.returncode == 1
+    assert "login" in before.stderr
+    wrong = run("login", input="nonsense\n")
+    assert wrong.returncode == 1
+    assert not json.loads((tmp_path / "portico/tokens.json").read_text())
+    assert run("login", input=f"{token}\n").returncode == 0
+    assert stat.S_IMODE((tmp_path / "portico/tokens.json").stat().st_mode) == 0o600
+    assert json.loads(run("whoami", "--json").stdout)["name"] == portico.get_name("alice")
+    made = json.loads(run("token", "list", "--json").stdout)
+    assert [entry["label"] for entry in made] == ["laptop"]
+    assert run("token", "revoke", str(made[0]["id"])).returncode == 0
+    assert run("whoami").returncode == 1
+    assert run("logout").returncode == 0
+
+
+def test_wrong_usage_is_status_2(portico: RunningPortico) -> None:
+    assert portico.cli("no-such-command", check=False).returncode == 2
+    assert portico.cli("session", "start", check=False).returncode == 2
