@@ -1,20 +1,23 @@
 """The embedded scheduler of one machine: a queue, cells with limits, and shepherds that keep the time.
 
 What runs is asked for in bulk: one question to the broker for all cells, however many users look. It starts and ends
-nothing itself; the machine it is given does, as the user.
+nothing itself; the machine it is given does, as the user. Whatever needs one user's agent or home happens beside the
+queue, never in it: a user whose agent is stopped or whose disk hangs holds up nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from portico.errors import Conflict, NotFound, PorticoError, Unavailable
+from portico.errors import Conflict, NotFound, PorticoError, TooMany, Unavailable
 from portico.model import Reason, now
+from portico.schedulers.ending import explain_end
 from portico.schedulers.protocol import Capacity, JobRequest, JobState, JobStatus
 from portico.schedulers.queue import choose_next, describe_wait, refuse_impossible
 from portico.schedulers.spool import Entry, Spool
@@ -25,6 +28,14 @@ STOP_GRACE: Final = timedelta(seconds=5)
 OVERDUE: Final = timedelta(seconds=20)
 """The shepherd keeps the limit by itself; this long after it, somebody has stopped the shepherd."""
 ATTEMPTS: Final = 3
+"""Starts that may fail before a job is given up."""
+PATIENCE_S: Final = 0.25
+"""How long one query waits for what it began; the rest goes on behind it."""
+TROUBLE_FIRST_S: Final = 1.0
+TROUBLE_LAST_S: Final = 60.0
+"""After a failure to look at a job the next try waits, ever longer: no log is flooded, no broker kept busy."""
+
+Cells = dict[str, dict[str, Any]]
 
 
 class Machine(Protocol):
@@ -55,6 +66,9 @@ class LocalScheduler:
     Args:
         spool: Where the queue is kept.
         capacity: What sessions may hold in all.
+
+    Raises:
+        Unavailable: The spool's folder can't be used.
     """
 
     def __init__(self, spool: Path, machine: Machine, capacity: Capacity, clock: Callable[[], datetime] = now) -> None:
@@ -62,48 +76,45 @@ class LocalScheduler:
         self._machine = machine
         self._capacity = capacity
         self._clock = clock
-        self._lock = asyncio.Lock()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._signals: set[asyncio.Task[None]] = set()
+        self._troubles: dict[str, tuple[float, datetime]] = {}
+        self.on_news: Callable[[], None] = lambda: None
+        """Called when something became of a job after the query that began it; a query tells what."""
+        self.has_cells = False
+        """Whether the machine has cells, as of the last query."""
+        self.unknown_cells: frozenset[str] = frozenset()
+        """Cells with processes that belong to no job known here, as of the last query."""
 
     async def submit(self, request: JobRequest) -> None:
         """Queue a job; see Scheduler."""
         refuse_impossible(request, self._capacity)
-        async with self._lock:
-            if self._spool.find(request.key) is None:
-                self._spool.put(Entry(request))
+        if self._spool.find(request.key) is None:
+            self._spool.put(Entry(request))
 
     async def adopt(self, request: JobRequest, started: datetime, deadline: datetime) -> None:
         """Take up a job that runs and is not in the spool."""
-        async with self._lock:
-            if self._spool.find(request.key) is None:
-                self._spool.change(Entry(request), state=JobState.RUNNING, started=started, deadline=deadline)
+        if self._spool.find(request.key) is None:
+            self._spool.put(Entry(request, state=JobState.RUNNING, started=started, deadline=deadline))
 
     async def cancel(self, key: str, reason: Reason) -> None:
         """End a job; see Scheduler. A running one gets TERM now and KILL after STOP_GRACE."""
-        async with self._lock:
-            entry = self._get(key)
-            if entry.state is JobState.ENDED:
-                return
-            if entry.state is JobState.QUEUED and not entry.forking:
-                self._spool.change(entry, state=JobState.ENDED, reason=reason, cancelled=reason)
-                return
-            first = entry.cancelled is None
-            entry = self._spool.change(entry, cancelled=entry.cancelled or reason)
-            if first:
-                self._spool.change(entry, kill_at=self._clock() + STOP_GRACE)
-        if first:
-            try:
-                await self._machine.signal(entry.request.user_name, key, "TERM")
-            except PorticoError as error:
-                log.warning("session %s: TERM failed, KILL follows: %s", key, error)
+        entry = self._get(key)
+        if entry.waits:
+            self._spool.change(key, state=JobState.ENDED, reason=reason, cancelled=reason)
+        elif entry.state is not JobState.ENDED and entry.cancelled is None:
+            entry = self._spool.change(key, cancelled=reason, kill_at=self._clock() + STOP_GRACE)
+            if entry.state is JobState.RUNNING:  # one that is being started gets it when it has begun
+                self._terminate(entry)
 
     async def extend(self, key: str, deadline: datetime) -> None:
         """Move a deadline; see Scheduler."""
-        async with self._lock:
-            entry = self._get(key)
-            if entry.state is not JobState.RUNNING:
-                raise Conflict("Only what runs can be extended.")
-            await self._machine.set_deadline(entry.request.user_name, key, deadline)
-            self._spool.change(entry, deadline=deadline)
+        entry = self._get(key)
+        if entry.state is not JobState.RUNNING or entry.cancelled:
+            raise Conflict("Only what runs can be extended.")
+        await self._machine.set_deadline(entry.request.user_name, key, deadline)
+        if self._get(key).state is JobState.RUNNING:
+            self._spool.change(key, deadline=deadline)
 
     async def forget(self, key: str) -> None:
         """Drop an ended job; see Scheduler."""
@@ -117,108 +128,157 @@ class LocalScheduler:
 
     async def query(self) -> dict[str, JobStatus]:
         """Return all jobs, after those that can start were started; see Scheduler."""
-        async with self._lock:
-            cells = await self._machine.cells()
-            for entry in list(self._spool):
-                try:
-                    if entry.forking:
-                        entry = await self._recover(entry)
-                    if entry.state is JobState.RUNNING:
-                        await self._check(entry, cells)
-                except PorticoError as error:
-                    log.warning("session %s could not be looked at: %s %s", entry.request.key, error, error.why)
-            queued = [e.request for e in self._spool if e.state is JobState.QUEUED and not e.forking]
-            for request in choose_next(queued, self._count()):
-                await self._launch(self._get(request.key))
-            return self._describe()
+        cells = await self._machine.cells()
+        self.has_cells = cells is not None
+        self.unknown_cells = frozenset(
+            key for key, cell in (cells or {}).items() if cell["processes"] and self._spool.find(key) is None
+        )
+        begun = [self._care(entry, cells) for entry in self._spool]
+        waiting = [entry.request for entry in self._spool if entry.waits]
+        at = self._clock()
+        for request in choose_next(waiting, self._count()):
+            entry = self._get(request.key)
+            self._spool.change(
+                request.key,
+                forking=True,
+                attempts=entry.attempts + 1,
+                started=at,
+                deadline=at + timedelta(seconds=request.time_limit_s),
+            )
+            begun.append(self._begin(request.key, self._launch(request.key, cells is not None)))
+        if tasks := [task for task in begun if task is not None]:
+            await asyncio.wait(tasks, timeout=PATIENCE_S)
+        return self._describe()
 
-    async def _launch(self, entry: Entry) -> None:
-        request, at = entry.request, self._clock()
-        deadline = at + timedelta(seconds=request.time_limit_s)
-        entry = self._spool.change(entry, forking=True, attempts=entry.attempts + 1, started=at, deadline=deadline)
-        try:
-            await self._machine.launch(request, deadline)
-        except Unavailable as error:  # a broker that is away comes back; a full disk does not
-            look = await self._look_quietly(entry)
-            if look and look.get("running"):
-                self._spool.change(entry, forking=False, state=JobState.RUNNING)
-            else:
-                self._fail_start(entry, error)
-        except PorticoError as error:
-            self._end(entry, Reason.NOT_STARTED, f"{error.message} {error.why}".strip())
-        else:
-            self._spool.change(entry, forking=False, state=JobState.RUNNING)
+    async def close(self) -> None:
+        """Let go of what is being done; the spool has all that the next one needs."""
+        tasks = [*self._tasks.values(), *self._signals]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _fail_start(self, entry: Entry, error: PorticoError) -> None:
-        if entry.attempts >= ATTEMPTS:
-            self._end(entry, Reason.NOT_STARTED, f"{error.message} {error.why}".strip())
-        else:
-            self._spool.change(entry, forking=False)
+    # beside the queue: one task a job at most
 
-    async def _look_quietly(self, entry: Entry) -> dict[str, Any] | None:
-        try:
-            return await self._machine.look(entry.request.user_name, entry.request.key)
-        except PorticoError:
+    def _begin(self, key: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        before = self._spool.find(key)
+
+        async def run() -> None:
+            try:
+                await work
+                self._troubles.pop(key, None)
+            except PorticoError as error:
+                self._put_off(key)
+                log.warning("session %s: %s %s", key, error.message, error.why)
+            except Exception:  # a defect, which must stay with this one job
+                self._put_off(key)
+                log.exception("session %s", key)
+            finally:
+                self._tasks.pop(key, None)
+                if self._spool.find(key) is not before:
+                    self.on_news()
+
+        task = self._tasks[key] = asyncio.create_task(run())
+        return task
+
+    def _put_off(self, key: str) -> None:
+        wait_s = min(self._troubles.get(key, (TROUBLE_FIRST_S / 2, None))[0] * 2, TROUBLE_LAST_S)
+        self._troubles[key] = (wait_s, self._clock() + timedelta(seconds=wait_s))
+
+    def _care(self, entry: Entry, cells: Cells | None) -> asyncio.Task[None] | None:
+        """Begin what a job needs now; None for nothing, and while something is under way."""
+        key, at = entry.request.key, self._clock()
+        trouble = self._troubles.get(key)
+        if not entry.holds or key in self._tasks or (trouble and at < trouble[1]):
             return None
+        if entry.forking:
+            return self._begin(key, self._recover(key, cells is not None))
+        cell = cells.get(key) if cells is not None else None
+        lives = cell is not None and cell["processes"] > 0
+        overdue = at >= _find_end(entry)
+        if lives and not overdue:
+            return None
+        return self._begin(key, self._check(key, lives, overdue, cell["oom_kills"] if cell else 0, cells is not None))
 
-    async def _recover(self, entry: Entry) -> Entry:
-        """Find out what became of a start during which Portico died."""
-        look = await self._machine.look(entry.request.user_name, entry.request.key)
-        if look["running"]:
-            return self._spool.change(entry, forking=False, state=JobState.RUNNING)
-        await self._machine.end_cell(entry.request.key)
-        if look["ended"]:
-            return self._conclude(entry, look, oom_kills=0)
-        if entry.cancelled:
-            return self._end(entry, entry.cancelled, "")
-        return self._spool.change(entry, forking=False, started=None, deadline=None)
-
-    async def _check(self, entry: Entry, cells: dict[str, dict[str, Any]] | None) -> None:
-        request, at = entry.request, self._clock()
-        cell = cells.get(request.key) if cells is not None else None
-        if cell is not None and cell["processes"] > 0:
-            running, look = True, None
+    async def _launch(self, key: str, has_cells: bool) -> None:
+        entry = self._get(key)
+        assert entry.deadline is not None
+        try:
+            await self._machine.launch(entry.request, entry.deadline)
+        except TooMany:  # the broker's own limit: not this job's fault
+            self._spool.change(key, forking=False, attempts=entry.attempts - 1, started=None, deadline=None)
+        except PorticoError as error:
+            log.warning("session %s did not start: %s %s", key, error.message, error.why)
+            await self._recover(key, has_cells, error)
         else:
-            look = await self._machine.look(request.user_name, request.key)
-            running = look["running"]
-        kill_at = entry.kill_at or (entry.deadline + OVERDUE if entry.deadline else None)
-        if running and kill_at and at >= kill_at:
-            if cells is None:
-                await self._machine.signal(request.user_name, request.key, "KILL")
-            else:
-                await self._machine.end_cell(request.key)
-                running = False
-            if entry.cancelled is None:
-                entry = self._spool.change(entry, cancelled=Reason.TIME_LIMIT)
-        if running:
+            self._take_up(key)
+
+    def _take_up(self, key: str) -> None:
+        entry = self._spool.change(key, forking=False, state=JobState.RUNNING)
+        if entry.cancelled:  # somebody was faster than the start
+            self._terminate(entry)
+
+    async def _recover(self, key: str, has_cells: bool, error: PorticoError | None = None) -> None:
+        """Find out what became of a start that failed, or during which Portico died."""
+        look = await self._look(key)
+        if look["running"]:
+            self._take_up(key)
             return
-        look = look or await self._machine.look(request.user_name, request.key)
-        if cells is not None:
-            await self._machine.end_cell(request.key)  # whatever is left, and the cell itself
-        self._conclude(entry, look, oom_kills=cell["oom_kills"] if cell else 0)
+        await self._clear(key, has_cells)
+        entry = self._get(key)
+        if look["ended"] or entry.cancelled:
+            self._end(key, *explain_end(look, entry.cancelled, oom_kills=0))
+        elif error and (not isinstance(error, Unavailable) or entry.attempts >= ATTEMPTS):
+            self._end(key, Reason.NOT_STARTED, f"{error.message} {error.why}".strip())
+        elif look.get("gone"):
+            self._end(key, Reason.NOT_STARTED, str(look["gone"]))
+        else:
+            self._spool.change(key, forking=False, started=None, deadline=None)
 
-    def _conclude(self, entry: Entry, look: dict[str, Any], oom_kills: int) -> Entry:
-        ended = look.get("ended")
-        if entry.cancelled:
-            return self._end(entry, entry.cancelled, "")
-        if not isinstance(ended, dict):
-            if look.get("this_boot") is False:
-                return self._end(entry, Reason.LOST, "the machine was restarted")
-            if oom_kills:
-                return self._end(entry, Reason.OUT_OF_MEMORY, "")
-            return self._end(entry, Reason.LOST, "it ended without leaving a trace")
-        status, number = ended.get("exit_status"), ended.get("signal")
-        if ended.get("why") == "time-limit":
-            return self._end(entry, Reason.TIME_LIMIT, "")
-        if ended.get("why") == "out-of-memory" or (oom_kills and status != 0):
-            return self._end(entry, Reason.OUT_OF_MEMORY, "")
-        if status == 0:
-            return self._end(entry, Reason.FINISHED, "")
-        detail = f"signal {number}" if isinstance(number, int) else f"exit status {status}"
-        return self._end(entry, Reason.FAILED, detail)
+    async def _check(self, key: str, lives: bool, overdue: bool, oom_kills: int, has_cells: bool) -> None:
+        """End a job that is overdue; take note of one that has ended."""
+        look = None if lives else await self._look(key)
+        if overdue and (lives or (look and look["running"])):
+            await self._clear(key, has_cells)
+            if self._get(key).cancelled is None:
+                self._spool.change(key, cancelled=Reason.TIME_LIMIT)
+            look = None
+        look = look or await self._look(key)
+        # What its owner says runs counts only until then. Without cells the shepherd is left to write down the end.
+        if look["running"] and not (overdue and has_cells):
+            return
+        await self._clear(key, has_cells)  # whatever is left, and the cell itself
+        self._end(key, *explain_end(look, self._get(key).cancelled, oom_kills))
 
-    def _end(self, entry: Entry, reason: Reason, detail: str) -> Entry:
-        return self._spool.change(entry, forking=False, state=JobState.ENDED, reason=reason, detail=detail[:500])
+    async def _clear(self, key: str, has_cells: bool) -> None:
+        """Kill all that is left of a job."""
+        if has_cells:
+            await self._machine.end_cell(key)
+        else:
+            with contextlib.suppress(NotFound, Conflict):
+                await self._machine.signal(self._get(key).request.user_name, key, "KILL")
+
+    async def _look(self, key: str) -> dict[str, Any]:
+        """Return what the user's agent sees; where the account is no more, that nothing runs."""
+        try:
+            return await self._machine.look(self._get(key).request.user_name, key)
+        except (NotFound, Conflict) as error:
+            return {"running": False, "ended": None, "this_boot": None, "gone": error.message.rstrip(".")}
+
+    def _terminate(self, entry: Entry) -> None:
+        async def run() -> None:
+            try:
+                await self._machine.signal(entry.request.user_name, entry.request.key, "TERM")
+            except PorticoError as error:
+                log.warning("session %s: TERM failed, KILL follows: %s", entry.request.key, error)
+
+        task = asyncio.create_task(run())
+        self._signals.add(task)
+        task.add_done_callback(self._signals.discard)
+
+    # the entries
+
+    def _end(self, key: str, reason: Reason, detail: str) -> None:
+        self._spool.change(key, forking=False, state=JobState.ENDED, reason=reason, detail=detail[:500])
 
     def _get(self, key: str) -> Entry:
         entry = self._spool.find(key)
@@ -227,26 +287,39 @@ class LocalScheduler:
         return entry
 
     def _count(self) -> Capacity:
-        held = [e for e in self._spool if e.state is JobState.RUNNING or e.forking]
+        held = [entry for entry in self._spool if entry.holds]
         return Capacity(
             self._capacity.cores,
             self._capacity.memory_bytes,
             sum(e.request.cores for e in held),
             sum(e.request.memory_bytes for e in held),
             len(held),
-            sum(e.state is JobState.QUEUED and not e.forking for e in self._spool),
+            sum(entry.waits for entry in self._spool),
         )
 
     def _describe(self) -> dict[str, JobStatus]:
         found, position, capacity = {}, 0, self._count()
         for entry in self._spool:
-            waiting_for, state = "", entry.state
+            waiting_for, request = "", entry.request
             if entry.forking:
-                state, waiting_for = JobState.RUNNING, "its start"
-            elif state is JobState.QUEUED:
+                waiting_for = "its start"
+            elif entry.state is JobState.QUEUED:
                 position += 1
-                waiting_for = describe_wait(position, entry.request, capacity)
-            found[entry.request.key] = JobStatus(
-                entry.request.key, state, waiting_for, entry.started, entry.deadline, entry.reason, entry.detail
+                waiting_for = describe_wait(position, request, capacity)
+            found[request.key] = JobStatus(
+                request.key,
+                request.user_name,
+                entry.state,
+                waiting_for,
+                entry.started,
+                entry.deadline,
+                entry.reason,
+                entry.detail,
             )
         return found
+
+
+def _find_end(entry: Entry) -> datetime:
+    """Return when whatever is left of a running job is killed."""
+    assert entry.deadline is not None
+    return entry.kill_at or entry.deadline + OVERDUE

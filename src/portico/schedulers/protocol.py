@@ -37,6 +37,7 @@ class JobStatus:
     """What became of it. ``deadline`` is when it will be ended; ``waiting_for`` is for people."""
 
     key: str
+    user_name: str
     state: JobState
     waiting_for: str = ""
     started: datetime | None = None

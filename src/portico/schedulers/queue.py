@@ -33,7 +33,7 @@ def describe_wait(position: int, request: JobRequest, capacity: Capacity) -> str
         return f"its turn: number {position} in the queue"
     lacks = []
     if (cores := request.cores - (capacity.cores - capacity.cores_held)) > 1e-9:
-        lacks.append(f"{cores:g} more cores")
+        lacks.append("1 more core" if cores == 1 else f"{cores:g} more cores")
     if (memory := request.memory_bytes - (capacity.memory_bytes - capacity.memory_held_bytes)) > 0:
         lacks.append(f"{memory / GB:.1f} GB more memory")
     return f"{' and '.join(lacks)} to become free" if lacks else "its start"
@@ -45,7 +45,7 @@ def refuse_impossible(request: JobRequest, capacity: Capacity) -> None:
     Raises:
         Invalid: It never could.
     """
-    if request.cores > capacity.cores:
+    if request.cores > capacity.cores + 1e-9:
         raise Invalid(
             f"This machine offers {capacity.cores:g} cores in all; {request.cores:g} can never be had.",
             hint="Ask for fewer.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from portico.errors import Unavailable
-from portico.model import SESSION_ID, Reason
+from portico.model import SESSION_ID, USER_NAME, Reason
 from portico.schedulers.protocol import JobRequest, JobState
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """A job in the spool. ``forking`` is set while it is being started: what is so after a crash must be looked at."""
+    """A job in the spool.
+
+    ``forking`` is set, on disk too, before it is started, and stays until that has an outcome: what is so after a
+    crash must be looked at before anything is started again. ``cancelled`` is the reason for which it is being ended.
+    """
 
     request: JobRequest
     state: JobState = JobState.QUEUED
@@ -34,25 +39,42 @@ class Entry:
     reason: Reason | None = None
     detail: str = ""
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the queue."""
+        return self.state is JobState.QUEUED and not self.forking
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds cores and memory."""
+        return self.state is JobState.RUNNING or self.forking
+
 
 class Spool:
     """The entries, in memory and below ``folder``.
 
     A file that can't be read is left where it is, told once, and does not stop the others.
+
+    Raises:
+        Unavailable: The folder can't be made or read.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._entries: dict[str, Entry] = {}
-        for path in sorted(folder.glob("*.json")):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+        except OSError as error:
+            raise Unavailable(f"The queue's folder {folder} can't be used.", why=str(error.strerror)) from error
+        for path in paths:
             try:
                 entry = parse_entry(json.loads(path.read_text()))
                 if entry.request.key != path.stem:
                     raise ValueError("its name is another job's")
                 self._entries[entry.request.key] = entry
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-                log.error("The spool file %s can't be read and is left out: %s", path, error)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+                log.error("The spool file %s can't be read and is left out: %r", path, error)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(sorted(self._entries.values(), key=lambda e: (e.request.submitted, e.request.key)))
@@ -86,14 +108,18 @@ class Spool:
         self._entries[entry.request.key] = entry
         return entry
 
-    def change(self, entry: Entry, **changes: Any) -> Entry:
-        """Write an entry with changes; if it can't be written, what runs counts for more, and memory has it."""
-        changed = replace(entry, **changes)
+    def change(self, key: str, **changes: Any) -> Entry:
+        """Change an entry as it is now; if that can't be written, what runs counts for more, and memory has it.
+
+        Raises:
+            KeyError: There is no such job.
+        """
+        changed = replace(self._entries[key], **changes)
         try:
             return self.put(changed)
         except Unavailable as error:
             log.error("%s %s", error.message, error.why)
-            self._entries[entry.request.key] = changed
+            self._entries[key] = changed
             return changed
 
     def drop(self, key: str) -> None:
@@ -113,20 +139,29 @@ def parse_entry(value: dict[str, Any]) -> Entry:
     """Return the entry that asdict() and JSON made a dictionary of.
 
     Raises:
-        ValueError, KeyError, TypeError: It is none.
+        ValueError, KeyError, TypeError, OverflowError: It is none.
     """
-    request = dict(value["request"])
-    request["submitted"] = datetime.fromisoformat(request["submitted"])
-    request["argv"] = tuple(request["argv"])
-    request["env"] = tuple((str(k), str(v)) for k, v in request["env"])
-    if not SESSION_ID.match(request["key"]):
-        raise ValueError("its key is none")
+    asked = dict(value["request"])
+    request = JobRequest(
+        key=str(asked["key"]),
+        user_name=str(asked["user_name"]),
+        cores=float(asked["cores"]),
+        memory_bytes=int(asked["memory_bytes"]),
+        time_limit_s=float(asked["time_limit_s"]),
+        submitted=_parse_time(asked["submitted"]),
+        argv=tuple(str(text) for text in asked["argv"]),
+        env=tuple((str(name), str(text)) for name, text in asked["env"]),
+    )
+    if not SESSION_ID.match(request.key) or not USER_NAME.match(request.user_name):
+        raise ValueError("its key or its user is none")
+    if not all(math.isfinite(n) and n > 0 for n in (request.cores, request.memory_bytes, request.time_limit_s)):
+        raise ValueError("what it asks for is out of bounds")
 
     def time(name: str) -> datetime | None:
-        return datetime.fromisoformat(value[name]) if value[name] else None
+        return _parse_time(value[name]) if value[name] else None
 
-    return Entry(
-        request=JobRequest(**request),
+    entry = Entry(
+        request=request,
         state=JobState(value["state"]),
         forking=bool(value["forking"]),
         attempts=int(value["attempts"]),
@@ -137,3 +172,13 @@ def parse_entry(value: dict[str, Any]) -> Entry:
         reason=Reason(value["reason"]) if value["reason"] else None,
         detail=str(value["detail"]),
     )
+    if entry.holds and entry.deadline is None:
+        raise ValueError("it runs and has no deadline")
+    return entry
+
+
+def _parse_time(text: Any) -> datetime:
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError("a time without its zone")
+    return time

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from portico import wire
-from portico.errors import NotFound, PorticoError, Unavailable
+from portico.errors import NotFound, Refused, Unavailable
 from portico.schedulers.protocol import JobRequest
 from portico.wire import Channel, Json, Packet
 
@@ -69,10 +69,13 @@ class BrokerMachine:
         """
         for last in (False, True):
             agent = await self._get_agent(user_name)
-            self._used[user_name] = time.monotonic()
+            self._used[user_name] = began = time.monotonic()
             try:
                 return await agent.ask(op, args, timeout_s=timeout_s)
             except Unavailable:
+                if not agent.closed and time.monotonic() - began >= timeout_s:
+                    agent.close()  # it hangs: on a dead file server, or because its user has stopped it
+                    raise
                 if last or not agent.closed:  # it may just have left, idle
                     raise
         raise AssertionError("unreachable")
@@ -86,8 +89,8 @@ class BrokerMachine:
             return agent
 
     async def _fork(self, args: Json) -> Channel:
-        packet = await self._ask_broker("agent", args)
-        return Channel(socket.socket(fileno=packet.fds[0]), name=f"agent of {args['user']}")
+        fd = _take_fd(await self._ask_broker("agent", args))
+        return Channel(socket.socket(fileno=fd), name=f"agent of {args['user']}")
 
     def close_idle(self) -> None:
         """Let agents go that nobody has asked for a while."""
@@ -105,7 +108,7 @@ class BrokerMachine:
     # jobs
 
     async def launch(self, request: JobRequest, deadline: datetime) -> None:
-        """Start a job in a cell of its own; see schedulers.local.Machine."""
+        """Start a job in a cell of its own; see Machine. What a failed start leaves, the caller ends."""
         cells = await self.cells() is not None
         args: Json = {"user": request.user_name}
         if cells:
@@ -124,9 +127,6 @@ class BrokerMachine:
                     "enforce": not cells,
                 },
             )
-        except PorticoError:
-            await self.end_cell(request.key)
-            raise
         finally:
             agent.close()
 
@@ -154,24 +154,46 @@ class BrokerMachine:
 
     async def connect(self, user_name: str, key: str) -> int:
         """Return a descriptor that is connected to the app's socket; the caller owns it."""
-        return (await self.ask(user_name, "connect", {"session": key}, timeout_s=4)).fds[0]
+        return _take_fd(await self.ask(user_name, "connect", {"session": key}, timeout_s=4))
 
     # the broker
+
+    async def _connect_broker(self) -> Channel:
+        return await wire.connect(self._broker_path, name="broker")
 
     async def _ask_broker(self, op: str, args: Json, *, timeout_s: float = 15.0) -> Packet:
         deadline = time.monotonic() + BROKER_WAIT_S
         while True:
+            broker = None
             try:
                 async with self._broker_lock:
                     if self._broker is None or self._broker.closed:
-                        self._broker = await wire.connect(self._broker_path, name="broker")
+                        self._broker = await self._connect_broker()
                 broker = self._broker
+                return await broker.ask(op, args, timeout_s=timeout_s)
             except Unavailable:
-                if time.monotonic() > deadline:
+                # Away, or gone with the question; every request to it can be made twice.
+                if time.monotonic() > deadline or (broker and not broker.closed):
                     raise
                 await asyncio.sleep(0.05)
-                continue
-            return await broker.ask(op, args, timeout_s=timeout_s)
+
+
+def _take_fd(packet: Packet) -> int:
+    if len(packet.fds) != 1:
+        wire.close_all(packet.fds)
+        raise Refused("An answer came without the connection that it speaks of.")
+    return packet.fds[0]
+
+
+def is_in_cell(pid: object, key: str) -> bool:
+    """Return whether a process is in the cell of that name (cgroups(7), /proc/PID/cgroup); False for none."""
+    if not isinstance(pid, int):
+        return False
+    try:
+        lines = Path(f"/proc/{pid:d}/cgroup").read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.rpartition("/")[2] == key for line in lines)
 
 
 def read_capacity(cores: float, memory_gb: float) -> tuple[float, int]:

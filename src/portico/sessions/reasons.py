@@ -27,3 +27,9 @@ def describe_end(session: Session) -> tuple[str, str]:
     if session.detail:
         sentence = f"{sentence.rstrip('.')}: {session.detail}."
     return sentence, hint
+
+
+WAIT_TURN: Final = "its turn"
+WAIT_SOCKET: Final = "the app to open its socket"
+WAIT_END: Final = "its end"
+"""What a session can wait for, besides what schedulers/queue.py and the agent's probe say: "It waits for …"."""
