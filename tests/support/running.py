@@ -234,8 +234,9 @@ class RunningPortico:
 
     def cli(self, *arguments: str, user: str = "", check: bool = True, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run ``portico`` against this Portico, as root or as a POSIX user."""
-        ids = {"user": user, "group": user, "extra_groups": []} if user else {}
-        env = self.get_env() | ({"HOME": pwd.getpwnam(user).pw_dir} if user else {})
+        entry = pwd.getpwnam(user) if user else None
+        ids = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []} if entry else {}
+        env = self.get_env() | ({"HOME": entry.pw_dir} if entry else {})
         done = subprocess.run(
             [*self.get_command(), "--run-dir", str(self.run_dir), *arguments], env=env, cwd="/", text=True, timeout=120,
             capture_output=True, check=False, **({"stdin": subprocess.DEVNULL} | ids | more),

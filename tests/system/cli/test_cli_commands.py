@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pwd
 import stat
 import subprocess
 from pathlib import Path
@@ -11,6 +13,17 @@ import pytest
 from running import RunningPortico
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+def make_account(portico: RunningPortico, name: str) -> None:
+    """Have a user's POSIX account made, which their first session does."""
+    person = portico.user(name)
+    with contextlib.suppress(KeyError):
+        pwd.getpwnam(portico.get_name(name))
+        return
+    session = person.start("terminal", memory_gb=0.25)
+    person.wait(session["id"])
+    person.http.post(f"/api/v1/sessions/{session['id']}/stop").raise_for_status()
 
 
 def test_root_on_the_machine_is_an_admin_by_its_uid(portico: RunningPortico) -> None:
@@ -36,11 +49,17 @@ def test_users_from_invitation_to_removal(portico: RunningPortico) -> None:
     actions = [
         entry["action"] for entry in json.loads(portico.cli("audit", "--json").stdout) if entry["target"] == name
     ]
-    assert actions == ["user:remove", "user:unlock", "user:lock", "user:role", "user:link", "user:add"]
+    assert [action for action in actions if action != "user:lock"] == [
+        "user:remove",
+        "user:role",
+        "user:link",
+        "user:add",
+    ]
+    assert actions.count("user:lock") >= 2
 
 
 def test_a_user_of_the_machine_needs_no_login(portico: RunningPortico) -> None:
-    portico.user("alice").wait(portico.user("alice").start("terminal", memory_gb=0.25)["id"])  # makes the POSIX account
+    make_account(portico, "alice")
     name = portico.get_name("alice")
     me = json.loads(portico.cli("whoami", "--json", user=name).stdout)
     assert (me["name"], me["role"]) == (name, "user")
@@ -59,8 +78,7 @@ def test_a_stranger_of_the_machine_is_refused(portico: RunningPortico) -> None:
 
 def test_a_session_from_start_to_end(portico: RunningPortico) -> None:
     person, name = portico.user("alice"), portico.get_name("alice")
-    person.http.get("/api/v1/me").raise_for_status()
-    portico.user("alice").wait(portico.user("alice").start("terminal", memory_gb=0.25)["id"])
+    make_account(portico, "alice")
     started = portico.cli(
         "session", "start", "terminal", "--memory-gb", "0.25", "--title", "x y", "--wait", "--json", user=name
     )
@@ -90,14 +108,14 @@ def test_a_session_from_start_to_end(portico: RunningPortico) -> None:
         (["no-such-app"], "There is no app"),
         (["terminal", "--hours", "1000"], "Hours"),
         (["terminal", "--cores", "-1"], "Cores"),
-        (["terminal", "--memory-gb", "100000"], "Memory"),
+        (["terminal", "--memory-gb", "100000"], "memory"),
         (["terminal", "--set", "x"], "NAME=VALUE"),
         (["terminal", "--set", "nothing=1"], "has no field"),
         (["desktop-light", "--set", "geometry=1x1"], "First size"),
     ],
 )
 def test_a_wrong_request_is_told_in_one_message(arguments: list[str], message: str, portico: RunningPortico) -> None:
-    portico.user("alice").wait(portico.user("alice").start("terminal", memory_gb=0.25)["id"])
+    make_account(portico, "alice")
     done = portico.cli("session", "start", *arguments, user=portico.get_name("alice"), check=False)
     assert done.returncode == 1
     assert message in done.stderr

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from running import PASSWORD, RunningPortico, wait_for_exit, wait_until
+from running import PASSWORD, RunningPortico, find_free_ports, wait_for_exit, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -151,11 +151,13 @@ def test_nobody_else_can_answer_on_the_other_loopback_address(portico: RunningPo
         (["--run-dir", "/run/" + "x" * 80], "too long"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_message(
-    arguments: list[str], message: str, portico: RunningPortico, tmp_path: Path
-) -> None:
-    folders = ["--state-dir", str(tmp_path / "state"), "--run-dir", str(tmp_path / "run")]
-    done = portico.cli("up", "--no-install", "--port", "1", *folders, *arguments, check=False)
+def test_a_wrong_option_is_told_in_one_message(arguments: list[str], message: str, portico: RunningPortico) -> None:
+    folders = [f"{portico.state_dir}-4", f"{portico.run_dir}-4"]
+    options = ["--state-dir", folders[0], "--run-dir", folders[1]]
+    try:
+        done = portico.cli("up", "--no-install", "--port", str(find_free_ports()[0]), *options, *arguments, check=False)
+    finally:
+        subprocess.run(["rm", "-rf", *folders], check=True)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
