@@ -6,8 +6,10 @@ user's own configuration folder, and are never an argument, a variable's default
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,20 +103,22 @@ def parse_error(data: Any, status: int) -> PorticoError:
 
 
 def find_socket(run_dir: str) -> str:
-    """Return the path of this machine's ``api.sock``: of ``run_dir``, or the system's, or one's own.
+    """Return the path of this machine's ``api.sock``: of ``run_dir``, or one's own, or the system's.
 
     Raises:
-        Unavailable: There is none.
+        Unavailable: Nobody listens there; the folder of one that was killed has its socket still.
 
     """
-    folders = [run_dir] if run_dir else ["/run/portico", load_config(None).run_dir]
-    for folder in folders:
-        path = os.path.join(folder, "api.sock")
-        if os.path.exists(path):
+    folders = [run_dir] if run_dir else [load_config(None).run_dir, "/run/portico"]
+    paths = [os.path.join(folder, "api.sock") for folder in dict.fromkeys(folders)]
+    for path in paths:
+        with socket.socket(socket.AF_UNIX) as attempt, contextlib.suppress(OSError):
+            attempt.settimeout(TIMEOUT_S)
+            attempt.connect(path)
             return path
     raise Unavailable(
         "Portico is not running on this machine.",
-        why=f"There is no {' or '.join(os.path.join(folder, 'api.sock') for folder in dict.fromkeys(folders))}.",
+        why=f"Nobody listens at {' or '.join(paths)}.",
         hint="Start it with `portico up`, or name another machine's: portico --url https://… (after `portico login`).",
     )
 

@@ -1,0 +1,142 @@
+"""Without root: the same Portico for the one person who started it; and with TLS, as a network would see it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from person import Person
+from running import (
+    INSTALL_DIR,
+    PASSWORD,
+    RunningPortico,
+    end_processes_of,
+    find_free_ports,
+    find_reason_to_skip,
+    wait_until,
+)
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(bool(find_reason_to_skip()), reason=find_reason_to_skip() or "-"),
+]
+
+
+@pytest.fixture
+def carol() -> Iterator[pwd.struct_passwd]:
+    name = f"pt-{secrets.token_hex(2)}-carol"
+    ids = ["-K", "UID_MIN=60100", "-K", "UID_MAX=60900", "-K", "GID_MIN=60100", "-K", "GID_MAX=60900"]
+    subprocess.run(["useradd", "-m", "-U", "-s", "/bin/bash", *ids, name], check=True)
+    yield pwd.getpwnam(name)
+    end_processes_of(pwd.getpwnam(name).pw_uid)
+    subprocess.run(["userdel", "-r", name], check=False, capture_output=True)
+
+
+def test_a_person_without_root_is_at_work(carol: pwd.struct_passwd, tmp_path: Path) -> None:
+    port, _ = find_free_ports()
+    output = tmp_path / "output"
+    env = {"PATH": "/usr/bin:/bin", "HOME": carol.pw_dir, "USER": carol.pw_name, "LANG": "C.UTF-8"}
+    command = [str(INSTALL_DIR / "venv/bin/portico")]
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [*command, "up", "--no-install", "--port", str(port), "--install-dir", str(INSTALL_DIR)], user=carol.pw_uid,
+            group=carol.pw_gid, extra_groups=[], env=env, cwd=carol.pw_dir, stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_until(lambda: "Ctrl-C" in output.read_text() or process.poll() is not None, 60)
+        assert process.poll() is None, output.read_text()
+        link = next(line.strip() for line in output.read_text().splitlines() if "/enrol#" in line)
+        with Person(f"http://localhost:{port}") as person:
+            person.enrol(link.partition("#")[2], PASSWORD)
+            person.sign_in(carol.pw_name, PASSWORD)
+            assert person.http.get("/api/v1/me").json()["role"] == "admin"
+            session = person.start("terminal", memory_gb=0.25)
+            person.wait(session["id"])
+            refused = person.http.post("/api/v1/users", json={"name": "alice"})
+            assert refused.status_code == 409
+            assert "without root" in refused.text
+
+            def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+                return subprocess.run(
+                    [*command, *arguments], user=carol.pw_uid, group=carol.pw_gid, extra_groups=[], env=env, cwd="/",
+                    text=True, capture_output=True, check=False,
+                )  # fmt: skip
+
+            me = run("whoami", "--json")
+            assert me.returncode == 0, me.stderr
+            assert json.loads(me.stdout)["name"] == carol.pw_name
+            assert session["id"] in run("session", "list").stdout
+            assert run("session", "stop", session["id"]).returncode == 0
+            person.wait(session["id"], "ended")
+            assert run("stop").returncode == 0
+            process.wait(20)
+        state = Path(carol.pw_dir) / ".local/share/portico"
+        assert (state / "portico.db").stat().st_mode & 0o077 == 0
+        assert state.stat().st_mode & 0o077 == 0
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl, to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    files = (str(folder / "certificate.pem"), str(folder / "key.pem"))
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-out", files[0], "-keyout", files[1]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    os.chmod(files[1], 0o600)
+    return files
+
+
+def test_tls_with_a_key_that_only_root_can_read(
+    certificate: tuple[str, str], portico_factory: Callable[..., RunningPortico]
+) -> None:
+    portico = portico_factory(options=("--tls-certificate", certificate[0], "--tls-key", certificate[1]))
+    assert portico.admin_link.startswith(f"https://localhost:{portico.port}/enrol#")
+    context = ssl.create_default_context(cafile=certificate[0])
+    with httpx.Client(base_url=f"https://localhost:{portico.port}", verify=context, trust_env=False) as http:
+        answer = http.get("/sign-in")
+        assert answer.status_code == 200
+        assert "max-age" in answer.headers["Strict-Transport-Security"]
+        http.headers["Origin"] = f"https://localhost:{portico.port}"
+        code = portico.admin_link.partition("#")[2]
+        http.post("/enrol", data={"code": code, "password": PASSWORD, "again": PASSWORD})
+        http.post("/sign-in", data={"name": portico.admin_name, "password": PASSWORD})
+        cookie = next(cookie for cookie in http.cookies.jar if "portico" in cookie.name)
+        assert cookie.name == "__Host-portico"
+        assert cookie.secure
+        assert http.get("/api/v1/me").json()["role"] == "admin"
+    key = portico.run_dir / "tls/key.pem"
+    assert key.stat().st_mode & 0o007 == 0
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"http://localhost:{portico.port}/", trust_env=False)
+    with contextlib.suppress(KeyError):
+        stranger = pwd.getpwnam("nobody")
+        done = subprocess.run(
+            ["cat", str(key)],
+            user=stranger.pw_uid,
+            group=stranger.pw_gid,
+            extra_groups=[],
+            check=False,
+            capture_output=True,
+        )
+        assert done.returncode != 0
