@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Error, Page
 from running import PASSWORD
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Visitor:
 
     def wait_terminal(self, text: str, timeout_s: float = 20) -> str:
         """Wait until the terminal holds ``text``."""
-        return self.wait(lambda: (shown if text in (shown := self.read_terminal()) else ""), f"{text!r}", timeout_s)
+        return self.wait(lambda: shown if text in (shown := self.read_terminal()) else "", f"{text!r}", timeout_s)
 
     def type_line(self, line: str) -> None:
         """Type a line into whatever has the focus."""
@@ -110,10 +110,19 @@ class Visitor:
                 last, since = now, time.monotonic()
         return last
 
+    @staticmethod
+    def _try(condition: Callable[[], T]) -> T | None:
+        try:
+            return condition()
+        except Error as error:  # the page has just moved on by itself
+            if "Execution context was destroyed" not in error.message:
+                raise
+            return None
+
     def wait(self, condition: Callable[[], T], what: str, timeout_s: float = 20) -> T:
         """Return the first true value of ``condition``, letting the page work meanwhile."""
         deadline = time.monotonic() + timeout_s
-        while not (value := condition()):
+        while not (value := self._try(condition)):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what} was not there within {timeout_s} s on {self.page.url}: {self.complaints}")
             self.page.wait_for_timeout(50)

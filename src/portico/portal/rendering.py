@@ -42,6 +42,31 @@ def render_time(time: datetime | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC") if time else ""
 
 
+_BROWSERS: Final = (
+    ("Edg/", "Edge"),
+    ("OPR/", "Opera"),
+    ("Firefox/", "Firefox"),
+    ("Chrome/", "Chrome"),
+    ("Safari/", "Safari"),
+)
+_SYSTEMS: Final = (
+    ("Android", "Android"),
+    ("iPhone", "iPhone"),
+    ("iPad", "iPad"),
+    ("Windows", "Windows"),
+    ("Mac OS", "macOS"),
+    ("CrOS", "ChromeOS"),
+    ("Linux", "Linux"),
+)
+
+
+def render_browser(agent: str) -> str:
+    """Return what a User-Agent header says, for people; it is only what the browser claims."""
+    browser = next((name for mark, name in _BROWSERS if mark in agent), agent[:40] or "Unknown browser")
+    system = next((name for mark, name in _SYSTEMS if mark in agent), "")
+    return f"{browser} on {system}" if system else browser
+
+
 def render_left(time: datetime | None) -> str:
     """Return how long it is until ``time``, for people."""
     if time is None:
@@ -57,7 +82,7 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_environment.filters |= {"bytes": render_bytes, "time": render_time, "left": render_left}
+_environment.filters |= {"bytes": render_bytes, "time": render_time, "left": render_left, "browser": render_browser}
 _environment.globals |= {
     "describe_end": describe_end,
     "Permission": Permission,
