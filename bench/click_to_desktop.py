@@ -4,7 +4,7 @@ Both are measured by the same RFB client, from the request to the first picture 
 same POSIX user, alternately. By hand means: the app's job script as the user, the client on the socket itself. With
 Portico it is: POST a session, wait until it is ready, open the WebSocket through the gateway.
 
-    bench/click_to_desktop.py --install-dir /opt/portico [--app desktop-xfce] [--rounds 5]
+    bench/click_to_desktop.py [--app desktop-xfce] [--rounds 5]
 
 Needs root, for users. Prints the medians and their ratio; the target is 1.3.
 """
@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "src"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "src")]
 
 from person import Person  # noqa: E402
 from rfb import RfbClient, connect_unix  # noqa: E402
-from running import RunningPortico  # noqa: E402
+from running import INSTALL_DIR, RunningPortico  # noqa: E402
 
 COLOURS = 100
 
@@ -92,17 +92,20 @@ def measure_portico(person: Person, app: str) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--install-dir", type=Path, default=Path("/opt/portico"))
     parser.add_argument("--app", default="desktop-xfce")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    with RunningPortico(install_dir=arguments.install_dir) as portico:
-        name, person = portico.add_person("desk")
+    portico = RunningPortico()
+    try:
+        portico.start()
+        person, name = portico.user("desk"), portico.get_name("desk")
         measure_portico(person, arguments.app)  # the account, caches and first-start files are there from now on
         by_hand, with_portico = [], []
         for _ in range(arguments.rounds):
-            by_hand.append(measure_by_hand(ROOT / "src/portico/catalog" / arguments.app, name, arguments.install_dir))
+            by_hand.append(measure_by_hand(ROOT / "src/portico/catalog" / arguments.app, name, INSTALL_DIR))
             with_portico.append(measure_portico(person, arguments.app))
+    finally:
+        portico.destroy()
     hand, ours = statistics.median(by_hand), statistics.median(with_portico)
     print(f"| {arguments.app}, median of {arguments.rounds} | seconds |\n| --- | --- |")
     print(
