@@ -247,7 +247,7 @@ class Installer:
         if status:
             with open(self._log, errors="replace") as log:
                 log.seek(at)
-                lines = [line.rstrip() for line in log if line.strip()]
+                lines = [line.rstrip() for line in log if line.strip() and not line.startswith("WARNING: Retrying")]
             tail = "\n    ".join(lines[-8:])
             raise Unavailable(
                 f"Installing {what} failed.",
