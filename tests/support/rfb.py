@@ -29,7 +29,7 @@ class WebSocketStream:
 
     def __init__(self, connection: object) -> None:
         self._connection = connection
-        self._rest = b""
+        self._rest = memoryview(b"")
 
     def sendall(self, data: bytes) -> None:
         """Send one binary message."""
@@ -39,9 +39,9 @@ class WebSocketStream:
         """Return up to ``size`` bytes of the next message."""
         while not self._rest:
             message = self._connection.recv(timeout=20)  # type: ignore[attr-defined]
-            self._rest = message if isinstance(message, bytes) else message.encode()
+            self._rest = memoryview(message if isinstance(message, bytes) else message.encode())
         data, self._rest = self._rest[:size], self._rest[size:]
-        return data
+        return bytes(data)
 
 
 class RfbClient:
