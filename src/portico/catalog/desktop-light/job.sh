@@ -34,6 +34,6 @@ export DISPLAY=":$display"
 vncconfig -nowin 2>/dev/null & # older clients' clipboard; the server has its own
 xsetroot -solid '#31505c' 2>/dev/null || true
 
-dbus-run-session -- sh -c 'xterm -fa monospace -fs 11 & exec icewm-session' &
+dbus-run-session -- sh -c 'xterm -fa monospace -fs 11 & exec icewm-session --nobg' &
 desktop=$!
 wait "$desktop"
