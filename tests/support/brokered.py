@@ -1,4 +1,4 @@
-"""A real broker with real POSIX accounts, and the portal's side of it in this process: for tests of sessions as root."""
+"""A real broker with real POSIX accounts, and the portal's side of it in this process."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Brokered:
         settings: More settings.
     """
 
-    def __init__(self, capacity: Capacity = Capacity(8, 4 * 10**9), **settings: Any) -> None:
+    def __init__(self, capacity: Capacity, **settings: Any) -> None:
         self.suffix = secrets.token_hex(2)
         self.folder = Path(tempfile.mkdtemp(prefix=f"pt{self.suffix}-", dir="/run"))
         os.chmod(self.folder, 0o755)
@@ -191,7 +191,7 @@ class Brokered:
         return Identity(user.id, name, Role.USER, Via.COOKIE, 0, "127.0.0.1")
 
     def add_app(self, app_id: str, script: str, **lines: str) -> None:
-        """Add an app whose job is a script that calls ``listen`` to become ready; a pty app, so that connecting is enough."""
+        """Add a pty app: its job is a script that calls ``listen PROGRAM`` to become ready."""
         folder = self.folder / "catalog" / app_id
         folder.mkdir(mode=0o755)
         listen = 'listen() { "$PORTICO_PYTHON" -I -m portico.agent.terminal --socket "$PORTICO_SOCKET" -- "$@"; }\n'

@@ -10,10 +10,11 @@ import os
 import re
 import shutil
 import tomllib
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from portico.errors import Invalid, NotFound, PorticoError
 from portico.model import App, Field, FieldKind, Range, Reach
@@ -23,10 +24,32 @@ FIELD_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,40}\Z")
 TEXT_LIMIT: Final = 200
 JOB_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin:/usr/games"
 
+FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}\Z")
+SCRIPT_LIMIT_BYTES: Final = 64 * 1024
+"""It goes to the agent in one message (wire.py), with room for the rest."""
+
 _KEYS: Final = {
-    "name", "summary", "reach", "icon", "order", "script", "install", "optional", "ready", "needs", "resources",
-    "fields",
+    "": {
+        "name", "summary", "reach", "icon", "order", "script", "install", "optional", "ready", "needs", "resources",
+        "fields",
+    },
+    "ready": {"path", "timeout_s"},
+    "needs": {"programs"},
+    "resources": {"cores", "memory_gb", "hours"},
+    "range": {"default", "minimum", "maximum"},
+    "fields": {"name", "label", "kind", "default", "choices", "minimum", "maximum", "pattern", "help"},
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the folders held when they were read: never changed, so that threads may share it."""
+
+    seen: Mapping[Path, object]
+    apps: Mapping[str, App]
+    needs: Mapping[str, tuple[str, ...]]
+    folders: Mapping[str, Path]
+    errors: tuple[tuple[str, PorticoError], ...]
 
 
 class Catalog:
@@ -40,16 +63,18 @@ class Catalog:
     def __init__(self, folders: Sequence[Path], install_dir: Path) -> None:
         self._folders = list(folders)
         self._install_dir = install_dir
-        self._seen: dict[Path, float] = {}
-        self._apps: dict[str, App] = {}
-        self._paths: dict[str, Path] = {}
-        self.errors: list[tuple[str, PorticoError]] = []
+        self._read = _Read({}, {}, {}, {}, ())
         self._load()
+
+    @property
+    def errors(self) -> list[tuple[str, PorticoError]]:
+        """The files that describe no app, and why; for administrators."""
+        return list(self._load().errors)
 
     def list_apps(self) -> list[App]:
         """Return all apps in order, those that can't be started too."""
-        self._load()
-        apps = [replace(app, missing=self._find_missing(app.id)) for app in self._apps.values()]
+        read = self._load()
+        apps = [self._complete(read, app) for app in read.apps.values()]
         return sorted(apps, key=lambda app: (app.order, app.name))
 
     def get(self, app_id: str) -> App:
@@ -58,53 +83,66 @@ class Catalog:
         Raises:
             NotFound: There is none of that id.
         """
-        self._load()
-        app = self._apps.get(app_id)
+        read = self._load()
+        app = read.apps.get(app_id)
         if app is None:
             raise NotFound(f"There is no app {app_id[:40]!r}.", hint="Look at the home page, or `portico app list`.")
-        return replace(app, missing=self._find_missing(app.id))
+        return self._complete(read, app)
 
     def read_icon(self, app_id: str) -> str:
-        """Return an app's icon as SVG text; empty where it has none."""
+        """Return an app's icon as SVG text; empty where it has none.
+
+        Raises:
+            NotFound: There is no such app.
+        """
         app = self.get(app_id)
-        path = self._paths[app_id] / app.icon
         try:
-            return path.read_text() if app.icon else ""
-        except (OSError, UnicodeDecodeError):
+            return (self._read.folders[app_id] / app.icon).read_text() if app.icon else ""
+        except (OSError, UnicodeDecodeError, KeyError):
             return ""
 
-    def _load(self) -> None:
-        found = {path: _find_mtime(path) for folder in self._folders for path in sorted(folder.glob("*/app.toml"))}
-        if found == self._seen:
-            return
-        apps: dict[str, App] = {}
-        self._needs: dict[str, list[str]] = {}
-        self._paths, self.errors = {}, []
+    def _load(self) -> _Read:
+        found = {path: _find_version(path.parent) for folder in self._folders for path in _list_files(folder)}
+        if found == self._read.seen:
+            return self._read
+        apps, needs, folders, errors = {}, {}, {}, []
         for path in found:
             try:
-                app, needs = parse_app(path)
-                apps[app.id], self._needs[app.id], self._paths[app.id] = app, needs, path.parent
+                app, programs = parse_app(path)
             except PorticoError as error:
-                self.errors.append((str(path), error))
-        self._apps, self._seen = apps, found
+                errors.append((str(path), error))
+            else:
+                apps[app.id], needs[app.id], folders[app.id] = app, programs, path.parent
+        self._read = _Read(found, apps, needs, folders, tuple(errors))
+        return self._read
 
-    def _find_missing(self, app_id: str) -> str:
+    def _complete(self, read: _Read, app: App) -> App:
         missing = []
-        for program in self._needs[app_id]:
+        for program in read.needs[app.id]:
             where = str(self._install_dir / program) if "/" in program else shutil.which(program, path=JOB_PATH)
-            if where is None or not os.access(where, os.X_OK):
+            if where is None or not os.access(where, os.X_OK) or not os.path.isfile(where):
                 missing.append(program)
-        return f"Not installed here: {', '.join(missing)}." if missing else ""
+        return replace(app, missing=f"Not installed here: {', '.join(missing)}." if missing else "")
 
 
-def _find_mtime(path: Path) -> float:
+def _list_files(folder: Path) -> list[Path]:
     try:
-        return max(path.stat().st_mtime, *(p.stat().st_mtime for p in path.parent.iterdir()))
+        return sorted(path / "app.toml" for path in folder.iterdir() if (path / "app.toml").exists())
     except OSError:
-        return 0.0
+        return []
 
 
-def parse_app(path: Path) -> tuple[App, list[str]]:
+def _find_version(folder: Path) -> object:
+    """Return a value that changes whenever a file of the folder does, by an older one in its place too."""
+    try:
+        with os.scandir(folder) as entries:
+            stats = [(entry.name, entry.stat()) for entry in entries]
+    except OSError:
+        return None
+    return frozenset((name, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size) for name, stat in stats)
+
+
+def parse_app(path: Path) -> tuple[App, tuple[str, ...]]:
     """Return the app that an ``app.toml`` describes, and the programs that it needs.
 
     Raises:
@@ -112,108 +150,168 @@ def parse_app(path: Path) -> tuple[App, list[str]]:
     """
     try:
         value = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Invalid("The file can't be read.", why=str(error)) from error
-    reader = _Reader(value)
     app_id = path.parent.name
     if not APP_ID.match(app_id):
         raise Invalid("The folder's name must be small letters, digits and dashes.")
-    if unknown := value.keys() - _KEYS:
-        raise Invalid(f"The key {sorted(unknown)[0]!r} does not exist.", hint="docs/apps.md lists them.")
-    try:
-        reach = Reach(reader.text("reach"))
-    except ValueError:
-        raise Invalid(f"reach must be one of {', '.join(Reach)}.") from None
-    script = path.parent / reader.text("script", "job.sh")
-    try:
-        job = script.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(f"The script {script.name} can't be read.", why=str(error)) from error
-    if not job.startswith("#!"):
-        raise Invalid(f"The script {script.name} must begin with #! and an interpreter.")
-    ready, needs, resources = (_Reader(reader.table(name)) for name in ("ready", "needs", "resources"))
-    programs = needs.value.get("programs", [])
-    if not isinstance(programs, list) or not all(isinstance(program, str) for program in programs):
-        raise Invalid("needs.programs must be a list of names.")
+    reader = _Reader(value, "")
+    reach = reader.text("reach")
+    if reach not in set(Reach):
+        raise Invalid(f"reach must be one of {', '.join(Reach)}, not {reach[:40]!r}.")
+    ready, needs, resources = reader.table("ready"), reader.table("needs"), reader.table("resources")
+    fields = tuple(_parse_field(item) for item in reader.list("fields", dict))
+    if len({field.name for field in fields}) < len(fields):
+        raise Invalid("[[fields]]: two have the same name.")
     app = App(
         id=app_id,
         name=reader.text("name"),
         summary=reader.text("summary", ""),
-        reach=reach,
-        script=job,
-        icon=reader.text("icon", ""),
+        reach=Reach(reach),
+        script=_read_script(path.parent, reader.file("script", "job.sh")),
+        icon=reader.file("icon", ""),
         order=int(reader.number("order", 100)),
         cores=resources.range("cores", Range(1, 1, 1)),
         memory_gb=resources.range("memory_gb", Range(1, 1, 1)),
         hours=resources.range("hours", Range(8, 1, 24)),
-        fields=tuple(_parse_field(item) for item in reader.value.get("fields", [])),
+        fields=fields,
         ready_path=ready.text("path", ""),
         ready_timeout_s=ready.number("timeout_s", 60),
         install_hint=reader.text("install", ""),
-        hidden=bool(reader.value.get("optional", False)),
+        hidden=reader.flag("optional"),
     )
-    return app, programs
+    if not re.fullmatch(r"[!-~]*", app.ready_path) or app.ready_path.startswith("/"):
+        raise Invalid("ready.path must be a path below the app's own, without spaces and without a / at its beginning.")
+    if not app.ready_timeout_s:
+        raise Invalid("ready.timeout_s must be above 0.")
+    return app, tuple(needs.list("programs", str))
+
+
+def _read_script(folder: Path, name: str) -> str:
+    try:
+        script = (folder / name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"The script {name} can't be read.", why=str(error)) from error
+    if not script.startswith("#!"):
+        raise Invalid(f"The script {name} must begin with #! and an interpreter.")
+    if len(script.encode()) > SCRIPT_LIMIT_BYTES:
+        raise Invalid(f"The script {name} is larger than {SCRIPT_LIMIT_BYTES // 1024} KiB.")
+    return script
+
+
+T = TypeVar("T")
 
 
 class _Reader:
-    def __init__(self, value: Mapping[str, Any]) -> None:
-        self.value = value
+    """A table of the file, of which each key is known and has its type.
+
+    Args:
+        value: The table.
+        name: Its name; empty for the file itself.
+        kind: Which keys it may have, where that is not its name.
+
+    Raises:
+        Invalid: A key does not exist.
+    """
+
+    def __init__(self, value: Mapping[str, Any], name: str, kind: str | None = None) -> None:
+        self._value = value
+        self._prefix = f"{name}." if name else ""
+        if unknown := value.keys() - _KEYS[name if kind is None else kind]:
+            raise Invalid(f"The key {self._prefix}{min(unknown)} does not exist.", hint="docs/apps.md lists them.")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._value
+
+    def _refuse(self, name: str, what: str) -> Invalid:
+        if name not in self._value:
+            return Invalid(f"{self._prefix}{name} is missing.")
+        return Invalid(f"{self._prefix}{name} must be {what}, not {str(self._value[name])[:40]!r}.")
 
     def text(self, name: str, default: str | None = None) -> str:
-        value = self.value.get(name, default)
-        if not isinstance(value, str) or (default is None and not value):
-            raise Invalid(f"{name} must be a text." if name in self.value else f"{name} is missing.")
+        value = self._value.get(name, default)
+        if not isinstance(value, str) or (default is None and not value.strip()):
+            raise self._refuse(name, "a text")
         return value
 
-    def number(self, name: str, default: float) -> float:
-        value = self.value.get(name, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-            raise Invalid(f"{name} must be a number, not below 0.")
+    def file(self, name: str, default: str) -> str:
+        value = self.text(name, default)
+        if value and not FILE_NAME.match(value):
+            raise self._refuse(name, "the name of a file in the app's own folder")
         return value
 
-    def table(self, name: str) -> Mapping[str, Any]:
-        value = self.value.get(name, {})
+    def flag(self, name: str) -> bool:
+        value = self._value.get(name, False)
+        if not isinstance(value, bool):
+            raise self._refuse(name, "true or false")
+        return value
+
+    def scalar(self, name: str, default: str) -> str:
+        value = self._value.get(name, default)
+        if isinstance(value, bool):
+            return "1" if value else ""
+        if not isinstance(value, (str, int, float)):
+            raise self._refuse(name, "a text, a number, true or false")
+        return str(value)
+
+    def number(self, name: str, default: float, least: float = 0) -> float:
+        value = self._value.get(name, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= 1e9:
+            raise self._refuse(name, f"a number from {least:g} to 1e9")
+        return value
+
+    def list(self, name: str, kind: type[T]) -> list[T]:
+        value = self._value.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            raise self._refuse(name, "a list of tables" if kind is dict else "a list of texts")
+        return value
+
+    def table(self, name: str, kind: str | None = None) -> _Reader:
+        value = self._value.get(name, {})
         if not isinstance(value, dict):
-            raise Invalid(f"[{name}] must be a table.")
-        return value
+            raise self._refuse(name, "a table")
+        return _Reader(value, f"{self._prefix}{name}", kind)
 
     def range(self, name: str, default: Range) -> Range:
-        if name not in self.value:
+        if name not in self._value:
             return default
-        table = _Reader(self.table(name))
-        found = Range(table.number("default", 1), table.number("minimum", 0), table.number("maximum", 1e9))
+        table = self.table(name, "range")
+        found = Range(*(table.number(part, math.nan) for part in ("default", "minimum", "maximum")))
         if not 0 < found.minimum <= found.default <= found.maximum:
-            raise Invalid(f"{name}: it must be 0 < minimum <= default <= maximum.")
+            raise Invalid(f"{self._prefix}{name}: it must be 0 < minimum <= default <= maximum.")
         return found
 
 
-def _parse_field(value: Any) -> Field:
-    if not isinstance(value, dict):
-        raise Invalid("[[fields]] must be tables.")
-    reader = _Reader(value)
-    name = reader.text("name")
-    if not FIELD_NAME.match(name):
-        raise Invalid(f"The field name {name!r} must be small letters, digits and _.")
+def _parse_field(value: dict[str, Any]) -> Field:
+    name = value.get("name")
+    if not isinstance(name, str) or not FIELD_NAME.match(name):
+        raise Invalid(f"fields: the name {str(name)[:40]!r} must be small letters, digits and _.")
+    reader = _Reader(value, f"field {name}", "fields")
+    kind = reader.text("kind")
+    if kind not in set(FieldKind):
+        raise Invalid(f"field {name}.kind must be one of {', '.join(FieldKind)}, not {kind[:40]!r}.")
     try:
-        kind = FieldKind(reader.text("kind"))
         re.compile(reader.text("pattern", ""))
-    except (ValueError, re.error) as error:
-        raise Invalid(f"field {name}: {error}.") from error
-    choices = tuple(str(choice) for choice in value.get("choices", []))
-    if kind is FieldKind.CHOICE and not choices:
-        raise Invalid(f"field {name}: a choice needs choices.")
+    except re.error as error:
+        raise Invalid(f"field {name}.pattern is no regular expression.", why=str(error)) from error
+    choices = tuple(reader.list("choices", str))
+    if (kind == FieldKind.CHOICE) != bool(choices):
+        raise Invalid(f"field {name}.choices: a choice has some, and nothing else has.")
     field = Field(
         name=name,
         label=reader.text("label", name),
-        kind=kind,
-        default=str(value.get("default", choices[0] if choices else "")),
+        kind=FieldKind(kind),
+        default=reader.scalar("default", choices[0] if choices else ""),
         choices=choices,
-        minimum=reader.number("minimum", 0) if "minimum" in value else None,
-        maximum=reader.number("maximum", 0) if "maximum" in value else None,
+        minimum=reader.number("minimum", 0, -1e9) if "minimum" in reader else None,
+        maximum=reader.number("maximum", 0, -1e9) if "maximum" in reader else None,
         pattern=reader.text("pattern", ""),
         help=reader.text("help", ""),
     )
-    check_value(field, field.default)
+    try:
+        check_value(field, field.default)
+    except Invalid as error:
+        raise Invalid(f"field {name}.default is no value that it takes.", why=error.message) from error
     return field
 
 
@@ -229,7 +327,7 @@ def check_value(field: Field, value: str) -> str:
 
     if len(value) > TEXT_LIMIT:
         raise refuse(f"at most {TEXT_LIMIT} characters.")
-    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):
         raise refuse("no line breaks and no control characters.")
     if field.kind is FieldKind.CHOICE and value not in field.choices:
         raise refuse(f"one of {', '.join(field.choices)}.")

@@ -91,8 +91,10 @@ class Keeper:
                 self._news.clear()
                 await self._guard("keeper", self._turn())
                 self._machine.close_idle()
+                # Not wait_for: where news and cancellation come at once, Python 3.11's forgets the latter (gh-86296).
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), self._turn_s)
+                    async with asyncio.timeout(self._turn_s):
+                        await self._news.wait()
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:
