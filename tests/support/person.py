@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ class Person:
     def __init__(self, url: str) -> None:
         self.url = url
         self.http = httpx.Client(base_url=url, headers={"Origin": url}, timeout=30)
+        self._streams = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -30,6 +32,11 @@ class Person:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the browser: its streams and connections."""
+        self._streams.close()
         self.http.close()
 
     def enrol(self, code: str, password: str) -> None:
@@ -72,7 +79,7 @@ class Person:
     def open_stream(self, path: str, **headers: str) -> websockets.sync.client.ClientConnection:
         """Open a WebSocket on the portal as its pages do."""
         cookie = "; ".join(f"{name}={value}" for name, value in self.http.cookies.items())
-        return websockets.sync.client.connect(
+        connecting = websockets.sync.client.connect(
             self.url.replace("http", "ws", 1) + path,
             additional_headers={"Cookie": cookie, **headers},
             origin=self.url,  # type: ignore[arg-type]
@@ -81,6 +88,7 @@ class Person:
             max_size=None,
             open_timeout=20,
         )
+        return self._streams.enter_context(connecting)
 
     def open_desktop(self, path: str) -> tuple[RfbClient, websockets.sync.client.ClientConnection]:
         """Open a desktop's stream and finish the RFB handshake."""

@@ -190,7 +190,7 @@ class RunningPortico:
     def destroy(self) -> None:
         """End everything that this Portico brought about: processes, sessions, accounts, homes, cgroups, folders."""
         for person in self._people.values():
-            person.http.close()
+            person.close()
         try:
             self.stop()
         finally:
