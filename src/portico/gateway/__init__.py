@@ -1,1 +1,15 @@
-"""The gateway: public listener and data plane. No database, no scheduler, no pages; never root, never a user's file."""
+"""The gateway: public listener and data plane. No database, no scheduler, no pages; never root, never a user's file.
+
+It is started by ``python -m portico.cli.process gateway`` with PORTICO_FDS (``listen-portal=5,listen-apps=6``) and
+PORTICO_SETTINGS, or within a program by ``process.serve(config, listeners, tls)``. It needs ``portal.sock`` and
+``routes.sock`` in ``run_dir``, and waits for both.
+
+    head, body, forward     HTTP/1.x without I/O: parse, judge, render, filter headers
+    websocket, filters      RFC 6455 frames, and what a viewer may say, without I/O
+    connection, bridge      byte streams with back-pressure, plain or TLS; splice(2)
+    upstream, exchange      connections to portal and apps; one request and its answer
+    stream                  an app's bytes as a WebSocket
+    routes                  asks the portal, keeps its decisions, cuts
+    client, server          a browser's connection; all of them
+    listening, limits       what a listener serves; security limits
+"""

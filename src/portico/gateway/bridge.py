@@ -1,107 +1,174 @@
-"""Moves bytes: between a WebSocket and an app's socket, and between two sockets after a proxied upgrade.
+"""Moves bytes from one connection to another without looking at them, zero-copy where both are plain sockets.
 
-Back-pressure end to end: nothing is read from one side before the other has taken what was read last.
+splice(2) moves pages from a socket into a pipe and out to another socket. Only bulk takes that way: a read that
+filled the ordinary buffer shows it. A pipe is borrowed while bytes are in it and no longer, so an idle connection
+has none, and a hundred slow ones can't hold more than the pool has. Without a free pipe, bytes go by recv and send.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from typing import Final
+import fcntl
+import os
+from dataclasses import dataclass
+from typing import Any, Final
 
-from portico.gateway import websocket as ws
-from portico.gateway.filters import Filter, Refused
-from portico.gateway.upstream import Upstream
+from portico.gateway.connection import READ_BYTES, Connection, PlainConnection
 
-READ_BYTES: Final = 256 * 1024
-PING_S: Final = 25.0
-DEAD_S: Final = 75.0
+PIPE_BYTES: Final = 1024 * 1024
+PIPES: Final = 32
+"""32 pipes of 1 MiB: half of what the kernel lets one unprivileged user have (fs.pipe-user-pages-soft, 64 MiB)."""
+
+HALF_CLOSED_S: Final = 60.0
+_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
-async def run_stream(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, app: Upstream, client_filter: Filter
-) -> None:
-    """Carry a stream until either side ends. The WebSocket handshake is done; both sides are closed by the caller."""
-    heard = time.monotonic()
+@dataclass(frozen=True)
+class Pipe:
+    """Both ends of a pipe, and how much it holds."""
 
-    async def to_app() -> tuple[int, str]:
-        nonlocal heard
-        frames = ws.FrameReader()
-        while data := await reader.read(READ_BYTES):
-            heard = time.monotonic()
-            for frame in frames.feed(data):
-                if frame.kind == ws.BINARY:
-                    if allowed := client_filter.feed(frame.payload):
-                        app.writer.write(allowed)
-                elif frame.kind == ws.PING:
-                    writer.write(ws.render_frame(ws.PONG, frame.payload))
-                elif frame.kind == ws.CLOSE:
-                    return ws.NORMAL, ""
-            await app.writer.drain()
-        return 0, ""
+    reading: int
+    writing: int
+    size: int
 
-    async def to_client() -> tuple[int, str]:
-        while data := await app.reader.read(READ_BYTES):
-            writer.write(ws.render_header(ws.BINARY, len(data)))
-            writer.write(data)
-            await writer.drain()
-        return ws.NORMAL, "the app has ended"
 
-    async def keep_alive() -> tuple[int, str]:
-        while time.monotonic() - heard < DEAD_S:
-            await asyncio.sleep(PING_S)
-            writer.write(ws.render_frame(ws.PING, b""))
-        return 0, ""
+class Pipes:
+    """The pipes of this process: a bounded pool, made on demand."""
 
-    tasks = [asyncio.ensure_future(task()) for task in (to_app, to_client, keep_alive)]
-    code, reason = 0, ""
+    def __init__(self, limit: int = PIPES) -> None:
+        self._free: list[Pipe] = []
+        self._left = limit
+
+    def take(self) -> Pipe | None:
+        """Return an empty pipe, or None where all are in use."""
+        if self._free:
+            return self._free.pop()
+        if not self._left:
+            return None
+        try:
+            reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:  # no descriptors left: the ordinary way needs none
+            return None
+        self._left -= 1
+        try:
+            size = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:  # EPERM: this user's pipes have reached the kernel's limit
+            size = fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)
+        return Pipe(reading, writing, size)
+
+    def give(self, pipe: Pipe, *, empty: bool) -> None:
+        """Take a pipe back; one with bytes left in it is closed."""
+        if empty:
+            self._free.append(pipe)
+            return
+        self._left += 1
+        os.close(pipe.reading)
+        os.close(pipe.writing)
+
+    def close(self) -> None:
+        """Close the pipes that nobody uses."""
+        while self._free:
+            self.give(self._free.pop(), empty=False)
+
+
+def can_splice(source: Connection, target: Connection) -> bool:
+    """Return whether bytes can move from one to the other within the kernel."""
+    return source.fd >= 0 and target.fd >= 0
+
+
+def fill(pipe: Pipe, source: Connection, limit: int) -> int | None:
+    """Move what ``source`` has into an empty pipe; return how much, 0 at the end, None where nothing is there yet."""
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
+        return os.splice(source.fd, pipe.writing, min(limit, pipe.size), flags=_FLAGS)
+    except BlockingIOError:
+        return None
+
+
+async def drain(pipe: Pipe, target: PlainConnection, size: int) -> None:
+    """Move ``size`` bytes out of a pipe that holds them; waits while the target takes none."""
+    while size:
+        try:
+            size -= os.splice(pipe.reading, target.fd, size, flags=_FLAGS)
+        except BlockingIOError:
+            await target.wait_writable()
+
+
+async def move(source: Connection, target: Connection, pipes: Pipes, limit: int | None = None) -> int:
+    """Move bytes until the end or until ``limit``; return how many. Nothing is read while the target takes nothing.
+
+    Raises:
+        OSError: Either connection broke.
+
+    """
+    moved = 0
+    bulk = False
+    while limit is None or moved < limit:
+        left = PIPE_BYTES if limit is None else limit - moved
+        pipe = pipes.take() if bulk and can_splice(source, target) else None
+        if pipe is None:
+            data = await source.read(min(READ_BYTES, left))
+            if not data:
+                break
+            await target.write(data)
+            size = len(data)
+        else:
+            assert isinstance(source, PlainConnection) and isinstance(target, PlainConnection)
+            filled, empty = fill(pipe, source, left), False
             try:
-                code, reason = task.result()
-            except ws.ProtocolError as error:
-                code, reason = error.code, str(error)
-            except Refused as error:
-                code, reason = ws.POLICY, str(error)
-            except OSError:
-                code = 0
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    if code:
-        await say_goodbye(writer, code, reason)
+                if filled:
+                    await drain(pipe, target, filled)
+                empty = True
+            finally:
+                pipes.give(pipe, empty=empty)
+            if filled is None:
+                await source.wait_readable()
+                continue
+            if not filled:
+                break
+            source.heard = asyncio.get_running_loop().time()
+            await source.take_turn(filled)
+            size = filled
+        moved += size
+        bulk = size >= READ_BYTES
+    return moved
 
 
-async def say_goodbye(writer: asyncio.StreamWriter, code: int, reason: str) -> None:
-    """Send a close frame, and wait a moment until it is out."""
-    with contextlib.suppress(OSError, TimeoutError, RuntimeError):
-        writer.write(ws.render_close(code, reason))
-        await asyncio.wait_for(writer.drain(), 1)
+class Tunnel:
+    """Two connections after an upgrade that an app has accepted: bytes both ways until both ends, or one for long."""
 
+    def __init__(self, client: Connection, app: Connection, pipes: Pipes) -> None:
+        self._client, self._app, self._pipes = client, app, pipes
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-async def run_pipe(
-    client: tuple[asyncio.StreamReader, asyncio.StreamWriter], app: tuple[asyncio.StreamReader, asyncio.StreamWriter]
-) -> None:
-    """Carry bytes both ways, untouched, until either side ends."""
+    def end(self, code: int, reason: str) -> None:
+        """End it at once. What is inside is not ours to know, so there is no close frame and no code."""
+        if not self._ended.done():
+            self._ended.set_result(None)
 
-    async def move(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def run(self) -> None:
+        """Carry; both are closed at the end."""
+        tasks = [
+            asyncio.create_task(self._carry(self._client, self._app)),
+            asyncio.create_task(self._carry(self._app, self._client)),
+        ]
+        try:
+            both: list[asyncio.Future[Any]] = [*tasks]
+            await asyncio.wait([*both, self._ended], return_when=asyncio.FIRST_COMPLETED)
+            left = [task for task in both if not task.done()]
+            if left and not self._ended.done() and all(task.result() for task in tasks if task.done()):
+                await asyncio.wait([*left, self._ended], timeout=HALF_CLOSED_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._ended.cancel()
+            self._app.close()
+            self._client.close()
+
+    async def _carry(self, source: Connection, target: Connection) -> bool:
+        """Carry one way until its end; return whether the other way may go on."""
         with contextlib.suppress(OSError):
-            while data := await reader.read(READ_BYTES):
-                writer.write(data)
-                await writer.drain()
-
-    tasks = [
-        asyncio.ensure_future(move(client[0], app[1])),
-        asyncio.ensure_future(move(app[0], client[1])),
-    ]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        with contextlib.suppress(OSError, TimeoutError):
-            await asyncio.wait_for(asyncio.gather(client[1].drain(), app[1].drain()), 1)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            await move(source, target, self._pipes)
+            return target.shutdown_write()
+        return False

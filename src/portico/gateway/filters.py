@@ -12,6 +12,9 @@ from typing import Final, Protocol
 SET_PIXEL_FORMAT, SET_ENCODINGS, UPDATE_REQUEST, KEY, POINTER, CUT_TEXT = 0, 2, 3, 4, 5, 6
 CONTINUOUS_UPDATES, FENCE, XVP, SET_DESKTOP_SIZE, GII, QEMU = 150, 248, 250, 251, 253, 255
 
+RAW, EXTENDED_MOUSE_BUTTONS, EXTENDED_CLIPBOARD = 0, -316, -0x3F5E5A32
+"""Encodings that matter here. With ExtendedMouseButtons a pointer message has two lengths; a viewer needs none."""
+
 ENCODING_LIMIT: Final = 1024
 TEXT_LIMIT_BYTES: Final = 20 << 20
 FRAME_LIMIT_BYTES: Final = 1 << 20
@@ -24,6 +27,16 @@ class Refused(Exception):
 class Filter(Protocol):
     """Takes what the client sent, cut anywhere; returns what the app may see of it."""
 
+    has_heard_enough: bool
+    """Whether the app's bytes need not be shown to :meth:`hear` any more."""
+
+    def hear(self, data: bytes) -> None:
+        """Take what the app sends, before the client gets it.
+
+        Raises:
+            Refused: The stream must end.
+        """
+
     def feed(self, data: bytes) -> bytes:
         """Return what goes on.
 
@@ -35,18 +48,43 @@ class Filter(Protocol):
 class PassAll:
     """For the owner."""
 
+    has_heard_enough = True
+
+    def hear(self, data: bytes) -> None:
+        """Look at nothing."""
+
     def feed(self, data: bytes) -> bytes:
         """Return the same."""
         return data
 
 
 class RfbViewer:
-    """Lets a viewer of a desktop look: no key, pointer, clipboard, resize or power message goes through."""
+    """Lets a viewer of a desktop look: no key, pointer, clipboard, resize or power message goes through.
+
+    What the owner copies stays away from viewers too: the server is told, in the viewer's name, of a clipboard with
+    notices and without room for any text (extended clipboard, rfbproto), so TigerVNC sends a notice and waits for a
+    request, which is dropped here. A server that does not know that extension sends its clipboard to everybody.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._heard = bytearray()
         self._skip = 0
         self._stage = "version"
+        self.has_heard_enough = False
+
+    def hear(self, data: bytes) -> None:
+        """Read the server's version: with 3.3 nothing that follows would mean what it means here (7.1.2).
+
+        Raises:
+            Refused: It is not 3.7 or 3.8.
+        """
+        if not self.has_heard_enough:
+            self._heard += data[: 12 - len(self._heard)]
+            if len(self._heard) == 12:
+                self.has_heard_enough = True
+                if not (self._heard.startswith(b"RFB 003.") and self._heard[8:] >= b"007\n"):
+                    raise Refused("only RFB 3.7 and 3.8 are spoken")
 
     def feed(self, data: bytes) -> bytes:
         """Return what goes on; see Filter."""
@@ -66,7 +104,8 @@ class RfbViewer:
         if self._stage == "version":
             if len(self._buffer) < 12:
                 return False
-            # With 3.3 the server would choose the security type, and nothing would come from the client (7.1.2).
+            if not self.has_heard_enough:
+                raise Refused("the viewer spoke before the server")
             if bytes(self._buffer[:12]) not in (b"RFB 003.008\n", b"RFB 003.007\n"):
                 raise Refused("only RFB 3.7 and 3.8 are spoken")
             self._pass(out, 12)
@@ -78,6 +117,7 @@ class RfbViewer:
             self._stage = "init"
         else:
             out += b"\x01"  # shared, whatever the viewer says: it must not end the owner's connection (7.3.1)
+            out += _render_encodings([RAW, EXTENDED_CLIPBOARD]) + _NO_CLIPBOARD
             del self._buffer[:1]
             self._stage = "messages"
         return True
@@ -100,7 +140,7 @@ class RfbViewer:
             (count,) = struct.unpack_from(">H", self._buffer, 2)
             if count > ENCODING_LIMIT:
                 raise Refused("too many encodings")
-            return self._take_fixed(out, 4 + 4 * count, passes=True)
+            return self._take_encodings(out, count)
         if kind == FENCE:
             if have < 9:
                 return False
@@ -117,12 +157,27 @@ class RfbViewer:
         if kind == SET_DESKTOP_SIZE:
             return have >= 8 and self._drop(8 + 16 * self._buffer[6])
         if kind == QEMU:
-            if have < 2:
-                return False
-            if self._buffer[1] != 0:
-                raise Refused("an unknown QEMU message")
-            return self._take_fixed(out, 12, passes=False)
+            return self._take_qemu(out)
         raise Refused(f"an unknown message {kind}")
+
+    def _take_encodings(self, out: bytearray, count: int) -> bool:
+        if len(self._buffer) < 4 + 4 * count:
+            return False
+        wanted = list(struct.unpack_from(f">{count}i", self._buffer, 4))
+        kept = [one for one in wanted if one not in (EXTENDED_MOUSE_BUTTONS, EXTENDED_CLIPBOARD)]
+        out += _render_encodings([*kept, EXTENDED_CLIPBOARD])
+        del self._buffer[: 4 + 4 * count]
+        return True
+
+    def _take_qemu(self, out: bytearray) -> bool:
+        if len(self._buffer) < 4:
+            return False
+        if self._buffer[1] == 0:  # a key with its scan code
+            return self._take_fixed(out, 12, passes=False)
+        if self._buffer[1] == 1:  # audio: on, off, or its format
+            (operation,) = struct.unpack_from(">H", self._buffer, 2)
+            return self._take_fixed(out, 10 if operation == 2 else 4, passes=False)
+        raise Refused("an unknown QEMU message")
 
     def _take_fixed(self, out: bytearray, size: int, *, passes: bool) -> bool:
         if len(self._buffer) < size:
@@ -147,25 +202,49 @@ class RfbViewer:
 class PtyViewer:
     """Lets a viewer of a terminal look: attach goes through; input and size do not (docs/protocol.md, Terminal)."""
 
+    has_heard_enough = True
+
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._skip = 0
+
+    def hear(self, data: bytes) -> None:
+        """Look at nothing."""
 
     def feed(self, data: bytes) -> bytes:
         """Return what goes on; see Filter."""
-        self._buffer += data
         out = bytearray()
-        while len(self._buffer) >= 5:
+        self._buffer += data
+        while self._buffer:
+            if self._skip:  # input is dropped as it comes, never kept
+                dropped = min(self._skip, len(self._buffer))
+                self._skip -= dropped
+                del self._buffer[:dropped]
+                continue
+            if len(self._buffer) < 5:
+                break
             kind, length = struct.unpack_from(">cI", self._buffer)
             if length > FRAME_LIMIT_BYTES:
                 raise Refused("a frame is too large")
-            if len(self._buffer) < 5 + length:
+            if kind in (b"i", b"r"):
+                self._skip = 5 + length
+                continue
+            if kind != b"a" or length != 8:
+                raise Refused("a frame that no viewer sends")
+            if len(self._buffer) < 13:
                 break
-            if kind == b"a":
-                out += self._buffer[: 5 + length]
-            elif kind not in (b"i", b"r"):
-                raise Refused(f"an unknown frame {kind!r}")
-            del self._buffer[: 5 + length]
+            out += self._buffer[:13]
+            del self._buffer[:13]
         return bytes(out)
+
+
+def _render_encodings(encodings: list[int]) -> bytes:
+    return struct.pack(f">BxH{len(encodings)}i", SET_ENCODINGS, len(encodings), *encodings)
+
+
+_TEXT, _CAPS, _NOTIFY = 1 << 0, 1 << 24, 1 << 27
+_NO_CLIPBOARD: Final = struct.pack(">B3xiII", CUT_TEXT, -8, _CAPS | _NOTIFY | _TEXT, 0)
+"""Extended clipboard capabilities: notices are taken, and of text 0 bytes without a request."""
 
 
 def make_filter(protocol: str, view_only: bool) -> Filter:

@@ -3,54 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
 import ssl
 from collections.abc import Mapping
-from typing import Final
-from urllib.parse import urlsplit
+from dataclasses import replace
 
-from portico.config import LOOPBACK_HOSTS, Config
-from portico.gateway.http import HEAD_LIMIT_BYTES
+from portico.config import Config
+from portico.gateway.limits import Limits, raise_descriptor_limit
+from portico.gateway.listening import make_listening
 from portico.gateway.routes import Routes
-from portico.gateway.server import Gateway, Listening
+from portico.gateway.server import Gateway
 
 log = logging.getLogger(__name__)
-
-DRAIN_S: Final = 3.0
-
-
-def make_listening(config: Config, apps_only: bool) -> Listening:
-    """Return what a listener serves, by the exact Host headers that it answers to."""
-    portal_hosts = _find_hosts(config, urlsplit(config.portal_origin).netloc, config.port)
-    app_hosts: set[str] = set()
-    if not config.apps_domain:
-        app_hosts = _find_hosts(config, urlsplit(config.get_apps_origin("x")).netloc, config.apps_port)
-    return Listening(
-        portal_hosts=frozenset() if apps_only else frozenset(portal_hosts),
-        app_hosts=frozenset(app_hosts) if apps_only else frozenset(),
-        apps_domain="" if apps_only else _with_port(config.apps_domain, config),
-        scheme="https" if config.tls_certificate else "http",
-        trusted_proxies=frozenset(config.trusted_proxies),
-    )
-
-
-def _find_hosts(config: Config, netloc: str, port: int) -> set[str]:
-    hosts = {netloc.lower()}
-    if config.host in LOOPBACK_HOSTS and not config.public_url:
-        names = [f"[{name}]" if ":" in name else name for name in LOOPBACK_HOSTS]
-        hosts |= {f"{name}:{port}" for name in names}
-        if port == (443 if config.tls_certificate else 80):
-            hosts |= set(names)
-    return hosts
-
-
-def _with_port(domain: str, config: Config) -> str:
-    if not domain:
-        return ""
-    return urlsplit(config.get_apps_origin("x")).netloc.lower().removeprefix("x.")
 
 
 def make_tls(certificate: str, key: str) -> ssl.SSLContext:
@@ -62,41 +28,50 @@ def make_tls(certificate: str, key: str) -> ssl.SSLContext:
     return context
 
 
-async def serve(config: Config, listeners: Mapping[str, socket.socket], tls: ssl.SSLContext | None = None) -> None:
+async def serve(
+    config: Config,
+    listeners: Mapping[str, socket.socket],
+    tls: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         config: The settings.
         listeners: ``listen-portal``, and ``listen-apps`` where apps have a port of their own.
         tls: Where the gateway ends TLS itself.
+        limits: Sizes and times.
     """
-    routes = Routes(config.socket_paths["routes"])
-    gateway = Gateway(config.socket_paths["portal"], routes)
+    limits = limits or Limits()
+    limits = replace(limits, connections=raise_descriptor_limit(limits.connections))
+    routes = Routes(config.socket_paths["routes"], limits.decisions)
+    gateway = Gateway(config.socket_paths["portal"], routes, limits)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    servers = []
-    for name in ("listen-portal", "listen-apps"):
-        if name in listeners:
-            listening = make_listening(config, apps_only=name == "listen-apps")
-            servers.append(
-                await asyncio.start_server(
-                    lambda reader, writer, listening=listening: gateway.serve(listening, reader, writer),  # type: ignore[misc]
-                    sock=listeners[name],
-                    ssl=tls,
-                    ssl_handshake_timeout=10 if tls else None,
-                    limit=HEAD_LIMIT_BYTES * 2,
-                    backlog=1024,
-                )
-            )
-    tasks = [asyncio.ensure_future(routes.run()), asyncio.ensure_future(gateway.sweep())]
+    accepting = [
+        asyncio.create_task(gateway.listen(make_listening(config, apps_only=name == "listen-apps"), sock, tls))
+        for name, sock in listeners.items()
+        if name in ("listen-portal", "listen-apps")
+    ]
+    tasks = [asyncio.create_task(routes.run()), asyncio.create_task(gateway.sweep())]
+    ended = asyncio.create_task(_wait(stop))
     log.info("serving %s", config.portal_origin)
-    await stop.wait()
-    for server in servers:
-        server.close()
-    await gateway.close(DRAIN_S)
+    # None of these ends by itself: one that does has failed, and the supervisor starts us anew.
+    done, _ = await asyncio.wait([ended, *accepting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    await _stop(accepting)
+    await gateway.close()
+    await _stop([*tasks, ended])
+    for task in done - {ended}:
+        task.result()
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _stop(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.gather(*tasks)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,141 +1,290 @@
-"""What the gateway asks the portal: which way a request goes. Knows no domain; docs/protocol.md is normative."""
+"""What the gateway asks the portal: which way a request goes. Knows no domain; docs/protocol.md is normative.
+
+It keeps decisions for as long as the portal allows, knows everything that is live and what it lives by, and cuts it
+when the portal says so. While the portal is away nothing new is let in, and what is live goes on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
-import time
-from collections.abc import Callable
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from portico import wire
-from portico.errors import PorticoError, Unavailable
+from portico.errors import PorticoError, Refused, Unavailable
+from portico.gateway.websocket import CUT
 
 Json = dict[str, Any]
+Context = tuple[str, ...]
+
+log = logging.getLogger(__name__)
 
 RECONNECT_FIRST_S: Final = 0.05
 RECONNECT_LAST_S: Final = 1.0
-CACHE_LIMIT: Final = 10_000
+ASK_S: Final = 10.0
+HELLO_TAGS: Final = 2000
+"""Tags in one ``hello``: with 40 bytes each it is well below a message's limit; more tags take more notices."""
+
+_CUTS_REMEMBERED_S: Final = 2 * ASK_S
 
 
 @dataclass(eq=False)
 class Live:
-    """A stream or request under way: what it lives by, and how it is cut."""
+    """A stream or request under way: what it lives by, and how it is ended with a close code and a reason."""
 
     tags: frozenset[str]
-    cut: Callable[[], None]
+    end: Callable[[int, str], None]
+    is_stream: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The portal answers the request itself."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
 
 
 @dataclass
-class Decision:
-    """An answer of the portal. ``fd`` is one connection to the app, owned by whoever takes the decision."""
+class Way:
+    """A way to an app. ``fd`` is one connection to it, or -1; owned by whoever takes the way.
 
-    kind: str
-    answer: Json
-    fds: list[int] = field(default_factory=list)
-    expires: float = 0.0
+    ``protocol`` is empty for kind ``http``; ``key`` and ``prefix`` are empty for kind ``stream``.
+    """
 
-    @property
-    def tags(self) -> frozenset[str]:
-        """What the way lives by."""
-        return frozenset(str(tag) for tag in self.answer.get("tags", ()))
+    tags: frozenset[str]
+    fd: int = -1
+    key: str = ""
+    prefix: str = ""
+    cache_s: float = 0.0
+    protocol: str = ""
+    view_only: bool = True
+
+    def take_descriptor(self) -> int:
+        """Return the connection, which is the caller's from now on; -1 where there is none."""
+        fd, self.fd = self.fd, -1
+        return fd
+
+
+@dataclass
+class _Kept:
+    way: Way
+    expires: float = field(default=0.0)
+
+
+def parse_decision(packet: wire.Packet) -> Way | Answer:
+    """Return the decision in an answer to ``route``; its descriptors are closed if it is refused.
+
+    Raises:
+        Refused: It is not as docs/protocol.md says.
+
+    """
+    body, fds = packet
+    try:
+        kind = body["kind"]
+        if kind == "answer":
+            wire.close_all(fds)
+            headers = body.get("headers") or {}
+            pairs = headers.items() if isinstance(headers, dict) else headers
+            status = int(body["status"])
+            if not 200 <= status <= 599:
+                raise ValueError("status")
+            return Answer(status, tuple((str(k), str(v)) for k, v in pairs), str(body.get("body", "")).encode())
+        tags = frozenset(str(tag) for tag in body["tags"])
+        if kind not in ("http", "stream") or len(fds) != 1 or not tags:
+            raise ValueError("kind")
+        if kind == "stream":
+            # Only what says that it is not view-only is not.
+            return Way(tags, fds[0], protocol=str(body["protocol"]), view_only=body["view_only"] is not False)
+        prefix, cache_s = str(body["prefix"]), float(body.get("cache_s") or 0)
+        return Way(tags, fds[0], key=str(body["key"]), prefix=prefix, cache_s=cache_s)
+    except (KeyError, TypeError, ValueError) as error:
+        wire.close_all(fds)
+        raise Refused("The portal's answer is not understood.", why=repr(error)) from error
 
 
 class Routes:
-    """The channel to the portal, its cached decisions, and all that is live.
+    """The channel to the portal, its kept decisions, and all that is live.
 
     Args:
         path: The portal's routes socket.
+        limit: Decisions that are kept at once.
+
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, limit: int = 10_000) -> None:
         self._path = path
+        self._limit = limit
         self._channel: wire.Channel | None = None
-        self._cache: dict[tuple[str, ...], Decision] = {}
+        self._kept: dict[Context, list[_Kept]] = {}
         self._live: set[Live] = set()
-        self.on_cut: Callable[[frozenset[str]], None] = lambda tags: None
+        self._cuts: deque[tuple[float, frozenset[str]]] = deque()
+        self.on_drop: Callable[[str], None] = lambda key: None
+
+    # the channel
 
     async def run(self) -> None:
         """Stay connected, until cancelled."""
         wait_s = RECONNECT_FIRST_S
-        while True:
-            try:
-                channel = await wire.connect(self._path, self._handle, name="portal")
-                self._channel = channel
-                await channel.notify("hello", {"pid": os.getpid(), "tags": self._list_tags()})
-                wait_s = RECONNECT_FIRST_S
-                await channel.wait_closed()
-            except PorticoError:
-                pass
-            self._channel = None
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, RECONNECT_LAST_S)
+        try:
+            while True:
+                with contextlib.suppress(PorticoError, OSError):
+                    self._channel = channel = await self._open()
+                    await self._say_hello(channel)
+                    wait_s = RECONNECT_FIRST_S
+                    await channel.wait_closed()
+                    log.warning("the portal is away: live streams go on, new requests wait for it")
+                self._channel = None
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, RECONNECT_LAST_S)
+        finally:
+            if self._channel:
+                self._channel.close()
 
-    def _list_tags(self) -> list[str]:
-        # Flat and without doubles, so that ten thousand streams fit one message; the portal answers with `cut`.
-        return sorted({tag for live in self._live for tag in live.tags})[:4000]
+    async def _open(self) -> wire.Channel:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setblocking(False)
+        try:
+            sock.connect(self._path)  # SEQPACKET on Unix: at once, or EAGAIN where the backlog is full
+            return wire.Channel(sock, self._handle, name="portal")
+        except OSError:
+            sock.close()
+            raise
 
-    async def route(self, request: Json, cache_key: tuple[str, ...] | None) -> Decision:
-        """Return the portal's decision, or one that it allowed to be kept; a kept one has no descriptor.
-
-        Raises:
-            Unavailable: The portal is away.
-        """
-        if cache_key and (kept := self._cache.get(cache_key)):
-            if kept.expires > time.monotonic():
-                return Decision(kept.kind, kept.answer)
-            del self._cache[cache_key]
-        packet = await self._ask("route", request)
-        decision = Decision(str(packet.body.get("kind")), packet.body, packet.fds)
-        cache_s = packet.body.get("cache_s")
-        if cache_key and isinstance(cache_s, (int, float)) and cache_s > 0:
-            if len(self._cache) >= CACHE_LIMIT:
-                self._cache.clear()
-            self._cache[cache_key] = Decision(decision.kind, decision.answer, [], time.monotonic() + cache_s)
-        return decision
-
-    async def connect(self, key: str) -> int:
-        """Return one more connection for a kept decision.
-
-        Raises:
-            PorticoError: It does not hold any more, or the portal is away.
-        """
-        packet = await self._ask("connect", {"key": key})
-        if len(packet.fds) != 1:
-            wire.close_all(packet.fds)
-            raise Unavailable("The portal gave no connection.")
-        return packet.fds[0]
+    async def _say_hello(self, channel: wire.Channel) -> None:
+        tags = sorted({tag for live in self._live for tag in live.tags})
+        for at in range(0, max(len(tags), 1), HELLO_TAGS):
+            await channel.notify("hello", {"pid": os.getpid(), "tags": tags[at : at + HELLO_TAGS]})
 
     async def _ask(self, op: str, args: Json) -> wire.Packet:
         channel = self._channel
         if channel is None or channel.closed:
-            raise Unavailable("Portico is restarting.", retry_after_s=2)
-        return await channel.ask(op, args, timeout_s=10)
+            raise Unavailable("Portico is restarting.", why="Nobody can say now who may go where.", retry_after_s=2)
+        return await channel.ask(op, args, timeout_s=ASK_S)
+
+    # decisions
+
+    async def route(self, request: Json) -> Way | Answer:
+        """Return the portal's decision, or one that it allowed to be kept, which has no descriptor.
+
+        Raises:
+            Unavailable: The portal is away.
+            PorticoError: It refuses.
+
+        """
+        context = _make_context(request)
+        if kept := self._find_kept(context, request["target"]):
+            return kept
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            asked_at = loop.time()
+            decision = parse_decision(await self._ask("route", request))
+            if isinstance(decision, Answer):
+                return decision
+            if not self._was_cut_since(asked_at, decision.tags):
+                self._keep(context, decision)
+                return decision
+            wire.close_all([decision.take_descriptor()])  # decided before the cut, so what it says is old
+        raise Unavailable("This way was just taken back.", retry_after_s=1)
+
+    async def connect(self, way: Way) -> int:
+        """Return one more connection for a kept decision.
+
+        Raises:
+            PorticoError: It does not hold any more, or the portal is away.
+
+        """
+        asked_at = asyncio.get_running_loop().time()
+        packet = await self._ask("connect", {"key": way.key})
+        if len(packet.fds) != 1 or self._was_cut_since(asked_at, way.tags):
+            wire.close_all(packet.fds)
+            raise Unavailable("The portal gave no connection.", retry_after_s=1)
+        return packet.fds[0]
+
+    def forget(self, way: Way) -> None:
+        """Drop kept decisions for the same app as ``way``'s, because they led nowhere."""
+        self._drop(lambda kept: kept.key == way.key)
+
+    def _keep(self, context: Context, way: Way) -> None:
+        if not way.key or way.cache_s <= 0 or not way.prefix.endswith("/"):
+            return
+        if len(self._kept) >= self._limit:
+            self._kept.pop(next(iter(self._kept)))
+        expires = asyncio.get_running_loop().time() + way.cache_s
+        copy = Way(way.tags, key=way.key, prefix=way.prefix)
+        others = [one for one in self._kept.pop(context, []) if one.way.prefix != way.prefix]
+        self._kept[context] = [*others[-15:], _Kept(copy, expires)]
+
+    def _find_kept(self, context: Context, path: str) -> Way | None:
+        for kept in self._kept.get(context, ()):
+            if path.startswith(kept.way.prefix) and kept.expires > asyncio.get_running_loop().time():
+                return Way(kept.way.tags, key=kept.way.key, prefix=kept.way.prefix)
+        return None
+
+    def _drop(self, is_dropped: Callable[[Way], bool]) -> None:
+        for context, kept in list(self._kept.items()):
+            left = [one for one in kept if not is_dropped(one.way)]
+            if left:
+                self._kept[context] = left
+            else:
+                del self._kept[context]
+
+    # what is live
 
     @contextlib.contextmanager
-    def register(self, tags: frozenset[str], cut: Callable[[], None]) -> Any:
-        """Keep a stream where ``cut`` finds it, while the block runs."""
-        live = Live(tags, cut)
+    def register(self, tags: frozenset[str], end: Callable[[int, str], None], *, is_stream: bool) -> Iterator[None]:
+        """Keep something where ``cut`` finds it, while the block runs."""
+        live = Live(tags, end, is_stream)
         self._live.add(live)
         try:
             yield
         finally:
             self._live.discard(live)
 
-    def count_live(self) -> int:
-        """Return how many streams and app requests are live."""
-        return len(self._live)
+    def end_streams(self, code: int, reason: str) -> None:
+        """End all streams, and no request."""
+        for live in list(self._live):
+            if live.is_stream:
+                live.end(code, reason)
 
     async def _handle(self, op: str, args: Json, fds: list[int]) -> wire.Answer | None:
         wire.close_all(fds)
-        if op != "cut":
-            raise Unavailable(f"A gateway knows no {op!r}.")
-        tags = frozenset(str(tag) for tag in args.get("tags", ()))
-        self._cache = {key: kept for key, kept in self._cache.items() if not kept.tags & tags}
-        self.on_cut(tags)
+        tags = args.get("tags")
+        if op != "cut" or not isinstance(tags, list):
+            raise Refused(f"A gateway knows no such {op[:20]!r}.")
+        return {"streams": self._cut(frozenset(str(tag) for tag in tags))}, ()
+
+    def _cut(self, tags: frozenset[str]) -> int:
+        loop = asyncio.get_running_loop()
+        self._cuts.append((loop.time(), tags))
+        while self._cuts[0][0] < loop.time() - _CUTS_REMEMBERED_S:
+            self._cuts.popleft()
+        keys = {one.way.key for kept in self._kept.values() for one in kept if one.way.tags & tags}
+        self._drop(lambda way: bool(way.tags & tags))
+        for key in keys | {tag.partition(":")[2] for tag in tags if tag.startswith("session:")}:
+            self.on_drop(key)
         hit = [live for live in self._live if live.tags & tags]
         for live in hit:
-            live.cut()
-        return {"streams": len(hit)}, ()
+            live.end(CUT, "taken back")
+        return sum(live.is_stream for live in hit)
+
+    def _was_cut_since(self, since: float, tags: frozenset[str]) -> bool:
+        return any(at >= since and cut & tags for at, cut in self._cuts)
+
+
+def _make_context(request: Json) -> Context:
+    """Return all that a decision may depend on besides the path; what differs in any of it is asked for anew."""
+    headers: dict[str, str] = request["headers"]
+    safe = "safe" if request["method"] in ("GET", "HEAD", "OPTIONS") else "unsafe"
+    return (
+        *(str(request[name]) for name in ("listener", "host", "scheme", "address", "upgrade")),
+        safe,
+        *(f"{name}={headers[name]}" for name in sorted(headers)),
+    )

@@ -1,0 +1,287 @@
+"""Heads of HTTP/1.x messages, sans I/O: bytes in, values out, or a refusal (RFC 9112).
+
+llhttp (httptools) parses; in front of it stands one regular expression that admits less than llhttp does. What two
+parsers could read in two ways is refused, and what goes on is rendered anew from values, so that no byte of the
+sender's framing reaches the next parser: that is the defence against request smuggling.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import httptools
+
+Header = tuple[bytes, bytes]
+
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_FIELDS: Final = rb"(?:" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*\r\n"  # no NUL, no bare CR or LF, no obs-fold
+_REQUEST: Final = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.[01]\r\n" + _FIELDS)
+_RESPONSE: Final = re.compile(rb"HTTP/1\.[01] [1-5][0-9][0-9](?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r\n" + _FIELDS)
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+_DOT_SEGMENT: Final = re.compile(rb"/(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"[0-9]{1,18}\Z")
+_KEY: Final = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==\Z")  # 16 bytes in base64 (RFC 6455, 4.1)
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+SINGLE: Final = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"origin", b"authorization", b"sec-fetch-site", b"expect"}
+    | {b"sec-websocket-key", b"sec-websocket-version", b"content-type"}
+)
+"""Fields that may come once only: with two of them, two readers could choose differently."""
+
+REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Refusal(Exception):
+    """A message that is refused: ``status`` for the sender, ``reason`` in a few words, never the sender's own."""
+
+    def __init__(self, status: int, reason: str, headers: Iterable[Header] = ()) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.headers = tuple(headers)
+
+
+class Framing(enum.Enum):
+    """How the end of a message's body is known (RFC 9112, 6.3)."""
+
+    NONE = "none"
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    CLOSE = "close"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request's head. ``headers`` keep their order and spelling; ``length`` is the body's with Framing.LENGTH."""
+
+    method: str
+    target: str
+    minor: int
+    headers: tuple[Header, ...]
+    framing: Framing
+    length: int
+    keep_alive: bool
+    upgrade: bool
+    expects_continue: bool
+
+    def get(self, name: bytes) -> str:
+        """Return the value of the header ``name`` (lower case) as text (Latin-1); empty where there is none."""
+        return get(self.headers, name).decode("latin-1")
+
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition("?")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response's head. ``reusable``: the connection can carry another exchange once the body has ended."""
+
+    status: int
+    headers: tuple[Header, ...]
+    framing: Framing
+    length: int
+    reusable: bool
+
+
+def get(headers: Sequence[Header], name: bytes) -> bytes:
+    """Return the value of the first header ``name`` (lower case), or nothing."""
+    for key, value in headers:
+        if key.lower() == name:
+            return value
+    return b""
+
+
+def get_tokens(headers: Sequence[Header], name: bytes) -> list[bytes]:
+    """Return the members of all lists ``name``, in lower case."""
+    joined = b",".join(value for key, value in headers if key.lower() == name)
+    return [token for part in joined.split(b",") if (token := part.strip(b" \t").lower())]
+
+
+def find_head_end(buffer: bytes | bytearray, limit_bytes: int) -> int:
+    """Return where the first head in ``buffer`` ends, or 0 where more bytes are needed.
+
+    Raises:
+        Refusal: It can't become a good head any more: too long, a bare LF, or no text at all (a TLS greeting, say).
+
+    """
+    if buffer and not 0x41 <= buffer[0] <= 0x5A:
+        raise Refusal(400, "no HTTP request")
+    end = buffer.find(b"\r\n\r\n") + 4
+    head = buffer[:end] if end > 3 else buffer
+    if end > limit_bytes or (end <= 3 and len(buffer) >= limit_bytes):
+        raise Refusal(431, "header too large")
+    if _BARE_LF.search(head):
+        raise Refusal(400, "bare line feed")
+    return end if end > 3 else 0
+
+
+class _Fields:
+    """What llhttp calls back with."""
+
+    def __init__(self) -> None:
+        self.headers: list[Header] = []
+        self.url = b""
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value.strip(b" \t")))
+
+
+def parse_request(head: bytes, *, limit_count: int = 100) -> Request:
+    """Return the request whose whole head, with its empty line, is ``head``.
+
+    Raises:
+        Refusal: It is malformed, ambiguous, or of a kind that is not served here.
+
+    """
+    if _REQUEST.fullmatch(head) is None:
+        raise Refusal(400, "malformed header")
+    fields = _Fields()
+    parser = httptools.HttpRequestParser(fields)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError:
+        raise Refusal(400, "malformed header") from None
+    method, headers = parser.get_method().decode("ascii"), tuple(fields.headers)
+    minor = int(parser.get_http_version()[-1])
+    _check_fields(headers, limit_count)
+    if method not in METHODS:
+        raise Refusal(405, "method", [(b"Allow", ", ".join(sorted(METHODS)).encode())])
+    target = fields.url
+    if not target.startswith(b"/") or target.startswith(b"//") or b"#" in target:
+        raise Refusal(400, "request target")
+    if _DOT_SEGMENT.search(target.partition(b"?")[0]):
+        raise Refusal(400, "dot segment in request target")
+    if minor == 1 and not any(name.lower() == b"host" for name, _ in headers):
+        raise Refusal(400, "no Host")
+    framing, length = _parse_framing(headers)
+    if framing is Framing.CHUNKED and minor == 0:
+        raise Refusal(400, "transfer coding in HTTP/1.0")
+    if framing is Framing.CLOSE or (framing is Framing.LENGTH and length == 0):
+        framing = Framing.NONE
+    connection = get_tokens(headers, b"connection")
+    upgrade = b"upgrade" in connection and get_tokens(headers, b"upgrade") == [b"websocket"]
+    if upgrade:
+        _check_upgrade(method, minor, headers, framing)
+    expect = get(headers, b"expect").lower()
+    if expect not in (b"", b"100-continue"):
+        raise Refusal(417, "expectation")
+    return Request(
+        method=method,
+        target=target.decode("ascii"),
+        minor=minor,
+        headers=headers,
+        framing=framing,
+        length=length,
+        keep_alive=b"close" not in connection and (minor == 1 or b"keep-alive" in connection),
+        upgrade=upgrade,
+        expects_continue=bool(expect) and minor == 1 and framing is not Framing.NONE,
+    )
+
+
+def parse_response(head: bytes, method: str, *, limit_count: int = 200) -> Response:
+    """Return the response to a request with ``method`` whose whole head is ``head``.
+
+    Raises:
+        Refusal: It is malformed or ambiguous.
+
+    """
+    if _RESPONSE.fullmatch(head) is None:
+        raise Refusal(502, "malformed answer")
+    fields = _Fields()
+    parser = httptools.HttpResponseParser(fields)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError:
+        raise Refusal(502, "malformed answer") from None
+    status, headers = parser.get_status_code(), tuple(fields.headers)
+    try:
+        _check_fields(headers, limit_count)
+        framing, length = _parse_framing(headers)
+    except Refusal as refusal:
+        raise Refusal(502, f"answer: {refusal.reason}") from None
+    if method == "HEAD" or status < 200 or status in (204, 304):
+        framing = Framing.NONE
+    connection = get_tokens(headers, b"connection")
+    persistent = head.startswith(b"HTTP/1.1") or b"keep-alive" in connection
+    reusable = persistent and b"close" not in connection and framing is not Framing.CLOSE
+    return Response(status, headers, framing, length, reusable)
+
+
+def render_request(method: str, target: str, headers: Iterable[Header]) -> bytes:
+    """Return the head of an HTTP/1.1 request."""
+    return render_head(f"{method} {target} HTTP/1.1".encode("latin-1"), headers)
+
+
+def render_response(status: int, headers: Iterable[Header]) -> bytes:
+    """Return the head of an HTTP/1.1 response."""
+    return render_head(b"HTTP/1.1 %d %b" % (status, REASONS.get(status, b"")), headers)
+
+
+def render_head(first_line: bytes, headers: Iterable[Header]) -> bytes:
+    """Return a head.
+
+    Raises:
+        ValueError: A value would break its line, which is a defect of the caller.
+
+    """
+    head = b"".join((first_line, b"\r\n", *(b"%b: %b\r\n" % header for header in headers), b"\r\n"))
+    if head.count(b"\r\n\r\n") != 1 or b"\0" in head or _BARE_LF.search(head):
+        raise ValueError("a header value would break its line")
+    return head
+
+
+def _check_fields(headers: Sequence[Header], limit_count: int) -> None:
+    if len(headers) > limit_count:
+        raise Refusal(431, "too many headers")
+    seen: set[bytes] = set()
+    for name, _ in headers:
+        key = name.lower()
+        if key in seen and key in SINGLE:
+            raise Refusal(400, "header given twice")
+        seen.add(key)
+
+
+def _parse_framing(headers: Sequence[Header]) -> tuple[Framing, int]:
+    coding, length = None, None
+    for name, value in headers:
+        key = name.lower()
+        if key == b"transfer-encoding":
+            coding = value
+        elif key == b"content-length":
+            length = value
+    if coding is not None:
+        if length is not None:
+            raise Refusal(400, "both length and transfer coding")
+        if coding.lower() != b"chunked":
+            raise Refusal(400, "transfer coding")
+        return Framing.CHUNKED, 0
+    if length is None:
+        return Framing.CLOSE, 0
+    if not _LENGTH.match(length):
+        raise Refusal(400, "content length")
+    return Framing.LENGTH, int(length)
+
+
+def _check_upgrade(method: str, minor: int, headers: Sequence[Header], framing: Framing) -> None:
+    """Refuse a WebSocket handshake that RFC 6455, 4.2.1 does not allow."""
+    if method != "GET" or minor != 1 or framing is not Framing.NONE:
+        raise Refusal(400, "malformed upgrade")
+    if get(headers, b"sec-websocket-version") != b"13":
+        raise Refusal(426, "WebSocket version", [(b"Sec-WebSocket-Version", b"13"), (b"Upgrade", b"websocket")])
+    if not _KEY.match(get(headers, b"sec-websocket-key")):
+        raise Refusal(400, "malformed upgrade")
