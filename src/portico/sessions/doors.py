@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import html
+import math
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from portico.accounts import Accounts
 from portico.accounts.passwords import hash_token, make_token
 from portico.config import Config
 from portico.errors import Forbidden, NotFound, NotSignedIn, PorticoError
-from portico.model import SESSION_ID, Identity, Reach, Session, SessionState, UserState, Via, now
+from portico.model import SESSION_ID, Identity, Reach, Session, SessionState, Share, UserState, Via, now
+from portico.sessions.changes import Changes
 from portico.sessions.machine import BrokerMachine
+from portico.sessions.rows import Rows
 from portico.store import Store, Transaction
 
-T = TypeVar("T")
 Json = dict[str, Any]
 
 TICKET_LIFE: Final = timedelta(seconds=60)
 CACHE_S: Final = 5
+RETRY_S: Final = 2
 STREAM_PATH: Final = re.compile(r"/(sessions|shared)/([a-z][a-z0-9]{11})/stream\Z")
 APP_PATH: Final = re.compile(r"/s/([a-z][a-z0-9]{11})/")
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -66,7 +70,7 @@ class Doors:
         machine: BrokerMachine,
         clock: Callable[[], datetime] = now,
     ) -> None:
-        self._store = store
+        self._rows = Rows(store, Changes())
         self._config = config
         self._accounts = accounts
         self._machine = machine
@@ -85,7 +89,9 @@ class Doors:
         except NotFound as error:
             return self._refuse(request, 404, error), []
         except PorticoError as error:
-            return self._refuse(request, 503, error), []
+            refusal = self._refuse(request, 503, error)
+            refusal["headers"]["Retry-After"] = str(math.ceil(error.retry_after_s or RETRY_S))
+            return refusal, []
 
     async def connect(self, key: str) -> int:
         """Answer the gateway's ``connect``: one more connection for a decision it has kept.
@@ -93,12 +99,20 @@ class Doors:
         Raises:
             NotFound: The session is not ready any more.
         """
-        session = await self._get_ready(str(key))
+        session = await self._get(str(key))
+        _require_ready(session)
+        if session.reach is not Reach.HTTP:  # each stream asks for itself
+            raise NotFound("This app has no pages.")
         return await self._machine.connect(session.user_name, session.id)
 
     # streams of desktops and terminals, on the portal's own origin
 
     async def _route_stream(self, request: Json) -> tuple[Json, list[int]]:
+        session, fixed = await self._allow_stream(request)
+        fd = await self._connect_if(session, lambda: self._allow_stream(request))
+        return {"kind": "stream", "protocol": session.reach.value, **fixed}, [fd]
+
+    async def _allow_stream(self, request: Json) -> tuple[Session, Json]:
         match = STREAM_PATH.match(request["target"])
         if not request["upgrade"] or match is None:
             raise NotFound("There is nothing to connect to here.")
@@ -109,11 +123,11 @@ class Doors:
             raise Forbidden("This page may not open connections here.")
         cookie = parse_cookies(headers.get("cookie", "")).get(find_cookie_name(self._config), "")
         who = await asyncio.to_thread(self._accounts.authenticate, cookie, str(request["address"]))
-        session = await self._get_ready(match[2])
+        session = await self._get(match[2])
         tags = [f"sign-in:{who.sign_in_id}", f"user:{who.user_name}", f"session:{session.id}"]
         view_only = match[1] == "shared"
         if view_only:
-            share = await self._read(lambda tx: tx.find_share(session.id, who.user_name))
+            share = await self._rows.read(lambda tx: _find_live_share(tx, session, who))
             if share is None:
                 raise NotFound("There is no such session.")
             tags += [f"share:{share.id}", f"user:{session.user_name}"]
@@ -121,8 +135,22 @@ class Doors:
             raise NotFound("There is no such session.")
         if session.reach is Reach.HTTP:
             raise NotFound("This app has no stream.")
+        _require_ready(session)
+        return session, {"view_only": view_only, "tags": tags}
+
+    async def _connect_if(self, session: Session, allow: Callable[[], Awaitable[tuple[Session, Json]]]) -> int:
+        """Connect to the app, then ask again: what was taken back meanwhile has sent its cut already.
+
+        Raises:
+            PorticoError: It is not allowed any more, or the app does not answer.
+        """
         fd = await self._machine.connect(session.user_name, session.id)
-        return {"kind": "stream", "protocol": session.reach.value, "view_only": view_only, "tags": tags}, [fd]
+        try:
+            await allow()
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def _is_own_loopback(self, request: Json) -> bool:
         """Whether the origin is exactly what the Host header says, where the gateway lets several names in."""
@@ -131,13 +159,20 @@ class Doors:
     # apps that speak HTTP, on an origin of their own
 
     async def _route_app(self, request: Json) -> tuple[Json, list[int]]:
+        session, fixed = await self._allow_app(request)
+        fd = await self._connect_if(session, lambda: self._allow_app(request))
+        return {"kind": "http", "key": session.id, "prefix": session.base_path, "cache_s": CACHE_S, **fixed}, [fd]
+
+    async def _allow_app(self, request: Json) -> tuple[Session, Json]:
         match = APP_PATH.match(request["target"])
         if match is None:
             raise NotFound("There is no app here.", hint="Open it from the portal.")
         session_id, headers = match[1], request["headers"]
         origin = f"{request['scheme']}://{request['host']}"
-        if self._config.apps_domain and not str(request["host"]).startswith(f"{session_id}."):
-            raise NotFound("There is no such app here.")
+        if self._config.apps_domain:
+            own = urlsplit(self._config.get_apps_origin(session_id))
+            if str(request["host"]).lower() not in (own.netloc, own.hostname):
+                raise NotFound("There is no such app here.")
         if request["upgrade"]:
             if headers.get("origin") != origin:
                 raise Forbidden("This page may not open connections here.", why="Its origin is not the app's.")
@@ -147,21 +182,15 @@ class Doors:
         ):
             raise Forbidden("This request came from another site.")
         cookie = parse_cookies(headers.get("cookie", "")).get(f"portico-app-{session_id}", "")
-        grant = await self._read(lambda tx: tx.find_grant(hash_token(cookie), self._clock())) if cookie else None
+        grant = await self._rows.read(lambda tx: tx.find_grant(hash_token(cookie), self._clock())) if cookie else None
         if grant is None or grant[0] != session_id:
             raise NotSignedIn("This app is not open in this browser.", hint="Open it from the portal.")
         who = await asyncio.to_thread(self._accounts.check_sign_in, grant[1])
-        session = await self._get_ready(session_id)
-        if session.user_name != who.user_name or session.reach is not Reach.HTTP:
+        session = await self._get(session_id)
+        if session.user_name != who.user_name or who.user_name != grant[2] or session.reach is not Reach.HTTP:
             raise NotFound("There is no such app here.")
-        fd = await self._machine.connect(session.user_name, session.id)
-        return {
-            "kind": "http",
-            "key": session.id,
-            "prefix": session.base_path,
-            "cache_s": CACHE_S,
-            "tags": [f"sign-in:{who.sign_in_id}", f"user:{who.user_name}", f"session:{session.id}"],
-        }, [fd]
+        _require_ready(session)
+        return session, {"tags": [f"sign-in:{who.sign_in_id}", f"user:{who.user_name}", f"session:{session.id}"]}
 
     async def make_ticket(self, who: Identity, session_id: str) -> str:
         """Return a one-time ticket to an http app of one's own.
@@ -170,13 +199,14 @@ class Doors:
             NotFound: There is no such session, or it is not ready.
             Forbidden: The request has no sign-in of a browser behind it.
         """
-        session = await self._get_ready(session_id)
+        session = await self._get(session_id)
         if session.user_name != who.user_name or session.reach is not Reach.HTTP:
             raise NotFound("There is no such session.")
+        _require_ready(session)
         if who.via is not Via.COOKIE:
             raise Forbidden("Only a browser that is signed in can open an app.")
         ticket, expires = make_token(), self._clock() + TICKET_LIFE
-        await self._write(
+        await self._rows.write(
             lambda tx: tx.add_ticket(hash_token(ticket), session.id, who.sign_in_id, who.user_name, expires)
         )
         return ticket
@@ -202,7 +232,7 @@ class Doors:
             tx.add_grant(hash_token(value), session_id, sign_in_id, user_name, signed_in[1].expires)
             return session_id, value
 
-        redeemed = await self._write(redeem)
+        redeemed = await self._rows.write(redeem)
         if redeemed is None:
             raise NotFound("This way in was used already, or is too old.", hint="Go back and press Connect again.")
         return redeemed[0], f"portico-app-{redeemed[0]}", redeemed[1]
@@ -235,16 +265,14 @@ class Doors:
                     gone.append(tag)
             return gone
 
-        return await self._read(look)
+        return await self._rows.read(look)
 
-    async def _get_ready(self, session_id: str) -> Session:
-        if not SESSION_ID.match(session_id):
-            raise NotFound("There is no such session.")
-        session = await self._read(lambda tx: tx.find_session(session_id))
+    async def _get(self, session_id: str) -> Session:
+        session = None
+        if SESSION_ID.match(session_id):
+            session = await self._rows.read(lambda tx: tx.find_session(session_id))
         if session is None:
             raise NotFound("There is no such session.")
-        if session.state is not SessionState.READY:
-            raise NotFound("This session is not ready.", why=f"It is {session.state}.", hint="Look at its page.")
         return session
 
     def _refuse(self, request: Json, status: int, error: PorticoError) -> Json:
@@ -262,16 +290,14 @@ class Doors:
             )
         return {"kind": "answer", "status": status, "headers": headers, "body": body}
 
-    async def _read(self, function: Callable[[Transaction], T]) -> T:
-        def run() -> T:
-            with self._store.read() as tx:
-                return function(tx)
 
-        return await asyncio.to_thread(run)
+def _require_ready(session: Session) -> None:
+    # Only after it is known that it is theirs: others don't learn that it exists.
+    if session.state is not SessionState.READY:
+        raise NotFound("This session is not ready.", why=f"It is {session.state}.", hint="Look at its page.")
 
-    async def _write(self, function: Callable[[Transaction], T]) -> T:
-        def run() -> T:
-            with self._store.begin() as tx:
-                return function(tx)
 
-        return await asyncio.to_thread(run)
+def _find_live_share(tx: Transaction, session: Session, who: Identity) -> Share | None:
+    """Return the share that lets ``who`` look; a locked owner shows nothing."""
+    owner = tx.find_user(session.user_name)
+    return tx.find_share(session.id, who.user_name) if owner and owner.state is UserState.ACTIVE else None
