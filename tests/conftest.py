@@ -11,7 +11,13 @@ from running import RunningPortico, find_reason_to_skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with a reason, what needs root where there is none."""
+    """Put the rings in order, and skip, with a reason, what needs root where there is none.
+
+    The browser's ring is last because Playwright leaves an event loop running in its process, in which no test with
+    one of its own could run after it.
+    """
+    rings = ["fast", "system", "browser"]
+    items.sort(key=lambda item: next((i for i, ring in enumerate(rings) if f"/tests/{ring}/" in str(item.path)), 0))
     if os.geteuid() == 0:
         return
     for item in items:

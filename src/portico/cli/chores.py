@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 
@@ -34,9 +33,12 @@ def run_tests(source: Path, target: Path, arguments: list[str]) -> int:
         print(f"== {name}", flush=True)
         if subprocess.run([python, *command], cwd=source, env=env, check=False, stdin=subprocess.DEVNULL).returncode:
             failed.append(name)
+    if failed:
+        print(f"FAILED before the tests: {', '.join(failed)}. The exit status will say so too.", flush=True)
     print("== pytest", flush=True)
-    # One worker per core; tests that share a Portico stay on one worker (loadscope).
-    workers = ["-n", str(max(2, os.cpu_count() or 1)), "--dist", "loadscope"]
+    # Modules stay whole and in order (tests/conftest.py has it): each worker starts its shared Portico once.
+    count = min(4, max(2, os.cpu_count() or 1))
+    workers = ["-n", str(count), "--dist", "loadscope", "--no-loadscope-reorder"]
     cache = ["-o", f"cache_dir={target / '.pytest_cache'}"]
     status = subprocess.run(
         [python, "-m", "pytest", "-q", *workers, *cache, *arguments],
@@ -45,6 +47,4 @@ def run_tests(source: Path, target: Path, arguments: list[str]) -> int:
         check=False,
         stdin=subprocess.DEVNULL,
     ).returncode
-    if failed:
-        print(f"Failed before the tests: {', '.join(failed)}.", file=sys.stderr, flush=True)
     return status or (1 if failed else 0)
