@@ -1,15 +1,19 @@
-"""The REST API: the verbs of the pages, as JSON. Shapes are pydantic models here, values of portico.model inside."""
+"""The REST API: the verbs of the pages, as JSON. Decides nothing itself: accounts and sessions do.
+
+Shapes are pydantic models here, values of portico.model inside.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from portico.accounts import Permission, may, require
 from portico.model import App, Identity, Role, Session, Share, SignIn, now
-from portico.portal.context import get_context, identify, in_thread
+from portico.portal.context import RowId, get_context, identify, in_thread
 from portico.sessions.reasons import describe_end
 
 Who = Annotated[Identity, Depends(identify)]
@@ -274,7 +278,7 @@ async def add_share(request: Request, who: Who, session_id: str, body: ShareRequ
 
 
 @router.delete("/sessions/{session_id}/shares/{share_id}", status_code=204)
-async def delete_share(request: Request, who: Who, session_id: str, share_id: int) -> None:
+async def delete_share(request: Request, who: Who, session_id: str, share_id: RowId) -> None:
     """Take a share back."""
     await get_context(request).sessions.unshare(who, session_id, share_id)
 
@@ -369,7 +373,7 @@ async def list_sign_ins(request: Request, who: Who, everyone: bool = False) -> l
 
 
 @router.delete("/sign-ins/{sign_in_id}", status_code=204)
-async def revoke_sign_in(request: Request, who: Who, sign_in_id: int) -> None:
+async def revoke_sign_in(request: Request, who: Who, sign_in_id: RowId) -> None:
     """End a sign-in, and every stream that it carries."""
     await in_thread(get_context(request).accounts.revoke_sign_in, who, sign_in_id)
 
@@ -394,9 +398,18 @@ async def make_token(request: Request, who: Who, body: TokenRequest) -> dict[str
 
 
 @router.delete("/tokens/{token_id}", status_code=204)
-async def revoke_token(request: Request, who: Who, token_id: int) -> None:
+async def revoke_token(request: Request, who: Who, token_id: RowId) -> None:
     """End an API token."""
     await in_thread(get_context(request).accounts.revoke_api_token, who, token_id)
+
+
+@router.get("/events")
+async def stream_events(request: Request, who: Who, everyone: bool = False) -> Response:
+    """Send an event `change` whenever something that one sees has changed (server-sent events), `end` at the end."""
+    context = get_context(request)
+    if everyone:
+        require(who, Permission.SESSION_LIST)
+    return context.feeds.answer(context.sessions.changes, who, everyone, lambda: identify(request))
 
 
 @router.get("/audit")
@@ -404,7 +417,7 @@ async def read_audit(
     request: Request,
     who: Who,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    before_id: int | None = None,
+    before_id: RowId | None = None,
     actor: str = "",
 ) -> list[dict[str, Any]]:
     """Return the audit log, the newest first."""

@@ -15,8 +15,9 @@ from starlette.types import ASGIApp
 from portico.accounts import Accounts
 from portico.config import Config
 from portico.errors import BY_CODE, Invalid, NotFound, NotSignedIn, PorticoError
+from portico.model import Identity
 from portico.portal import api, pages
-from portico.portal.context import Context, identify_browser
+from portico.portal.context import Context, get_context, identify_browser
 from portico.portal.guard import Guard
 from portico.portal.rendering import get_status, render
 from portico.portal.static_files import CachedFiles, render_version
@@ -34,14 +35,17 @@ def create_app(accounts: Accounts, sessions: Sessions, doors: Doors, config: Con
         openapi_url="/api/v1/openapi.json",
         redirect_slashes=False,
     )
-    app.state.context = Context(config, accounts, sessions, doors)
+    static, assets = Path(__file__).parent / "static", Path(config.install_dir) / "assets"
+    app.state.context = Context(config, accounts, sessions, doors, render_version(static, assets))
     for router in (api.public, api.router, pages.public, pages.router):
         app.include_router(router)
     app.add_api_route("/api/docs", show_docs, include_in_schema=False)
-    static = Path(__file__).parent / "static"
-    app.mount(f"/static/{render_version(static)}", CachedFiles(directory=static), name="static")
-    app.mount("/vendor", CachedFiles(directory=Path(config.install_dir) / "assets", check_dir=False), name="vendor")
+    root = f"/static/{app.state.context.version}"
+    if assets.is_dir():
+        app.mount(f"{root}/vendor", CachedFiles(directory=assets), name="vendor")
+    app.mount(root, CachedFiles(directory=static), name="static")
     app.add_exception_handler(PorticoError, show_error)
+    app.add_exception_handler(Exception, show_error)
     app.add_exception_handler(HTTPException, show_http_error)
     app.add_exception_handler(RequestValidationError, show_validation_error)
     return app
@@ -49,7 +53,7 @@ def create_app(accounts: Accounts, sessions: Sessions, doors: Doors, config: Con
 
 def guard(app: FastAPI, config: Config) -> ASGIApp:
     """Return the application behind the guard, as it is served."""
-    return Guard(app, config)
+    return Guard(app, config, show_fault)
 
 
 def _wants_json(request: Request) -> bool:
@@ -69,11 +73,23 @@ async def show_error(request: Request, error: Exception) -> Response:
         if request.method == "GET" and request.url.path != "/events":
             return RedirectResponse(f"/sign-in?next={quote(request.url.path)}", status_code=303)
         return render(request, "sign_in.html", None, error=error, next="/")
+    if request.scope["portico"]["listener"] == "apps":  # where the portal's stylesheet is not served
+        return render(request, "error_plain.html", None, error=error, portal=get_context(request).config.portal_origin)
+    return render(request, "error.html", await _find_browser(request), error=error)
+
+
+async def show_fault(request: Request, error: PorticoError, status: int) -> Response:
+    """Say what the guard found wrong."""
+    answer = await show_error(request, error)
+    answer.status_code = status
+    return answer
+
+
+async def _find_browser(request: Request) -> Identity | None:
     try:
-        who = await identify_browser(request)
-    except (PorticoError, KeyError):
-        who = None
-    return render(request, "error.html", who, error=error)
+        return await identify_browser(request)
+    except PorticoError:
+        return None
 
 
 async def show_http_error(request: Request, error: Exception) -> Response:
@@ -82,9 +98,7 @@ async def show_http_error(request: Request, error: Exception) -> Response:
     if status == 404:
         return await show_error(request, NotFound("There is no such page.", hint="Begin at the home page."))
     problem = Invalid("This can't be done here.", why=f"{request.method} {request.url.path}")
-    answer = await show_error(request, problem)
-    answer.status_code = status
-    return answer
+    return await show_fault(request, problem, status)
 
 
 async def show_validation_error(request: Request, error: Exception) -> Response:
@@ -105,4 +119,4 @@ async def show_docs(request: Request) -> HTMLResponse:
         for path, operations in schema["paths"].items()
         for method, operation in operations.items()
     ]
-    return render(request, "api.html", None, routes=routes, codes=sorted(BY_CODE))
+    return render(request, "api.html", await _find_browser(request), routes=routes, codes=sorted(BY_CODE))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, ParamSpec, TypeVar
 
 from fastapi import Request
+from pydantic import Field
 
 from portico.accounts import Accounts
 from portico.config import Config
 from portico.errors import NotSignedIn
 from portico.model import Identity
+from portico.portal.feeds import Feeds
+from portico.portal.guard import find_bearer
 from portico.sessions import Doors, Sessions
 from portico.sessions.doors import find_cookie_name, parse_cookies
+
+RowId = Annotated[int, Field(ge=1, lt=2**63)]
+"""A row's number as requests name it; what SQLite can't hold is refused here."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,12 +28,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Context:
-    """The portal's objects, made by ``cli``."""
+    """The portal's objects, made by ``cli``. ``version`` stands in the URL of static files."""
 
     config: Config
     accounts: Accounts
     sessions: Sessions
     doors: Doors
+    version: str
+    feeds: Feeds = field(default_factory=Feeds)
 
 
 def get_context(request: Request) -> Context:
@@ -66,9 +74,8 @@ async def identify(request: Request) -> Identity:
         NotSignedIn: Nobody that we know.
     """
     context, arrival = get_context(request), request.scope["portico"]
-    authorization = request.headers.get("authorization", "")
-    if authorization.startswith("Bearer "):
-        token = authorization.removeprefix("Bearer ").strip()
+    token = find_bearer(request.headers.get("authorization", ""))
+    if token is not None:
         return await in_thread(context.accounts.authenticate_api_token, token, get_address(request))
     if arrival["socket"] == "api":
         return await in_thread(context.accounts.identify_uid, int(arrival["peer_uid"]))

@@ -2,18 +2,21 @@
 
 An unsafe request of a browser must say that it comes from the portal's own pages: exact Origin, and Sec-Fetch-Site
 where the browser sends it. That is why no form needs a token (docs/decisions/0001-origin-instead-of-csrf-token.md).
-What apps serve has another origin, so an app's page can't act as the user.
+What apps serve has another origin, so an app's page can't act as the user. This module never learns who is asking.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from portico.config import LOOPBACK_HOSTS, Config
+from portico.errors import Forbidden, Invalid, NotFound, PorticoError
 
 log = logging.getLogger(__name__)
 
@@ -22,57 +25,82 @@ BODY_LIMIT_BYTES: Final = 256 * 1024
 API: Final = "/api/v1/"
 ENTRY: Final = "/_portico/enter"
 
+ShowError = Callable[[Request, PorticoError, int], Awaitable[Response]]
+
+
+def find_bearer(authorization: str) -> str | None:
+    """Return the token of an Authorization header, or None where it is of another scheme (RFC 9110, 11.1)."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
 
 class Guard:
-    """ASGI middleware; sets ``scope["portico"]`` to {listener, address, scheme, peer_uid}.
+    """ASGI middleware; sets ``scope["portico"]`` to {socket, peer_uid, listener, address}.
 
     Args:
         app: What is guarded.
         config: The settings, for the portal's origin.
+        show_error: Says what is wrong, as a page or as JSON, with this status.
     """
 
-    def __init__(self, app: ASGIApp, config: Config) -> None:
+    def __init__(self, app: ASGIApp, config: Config, show_error: ShowError) -> None:
         self._app = app
         self._config = config
-        self._csp = _render_csp(config)
+        self._show_error = show_error
+        self._csp = render_csp(config).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = _parse_headers(scope["headers"])
         arrival = scope.setdefault("portico", {"socket": "portal", "peer_uid": -1})
-        arrival["listener"] = headers.get("x-portico-listener", "portal")
-        arrival["address"] = headers.get("x-forwarded-for", "")[:64]
-        if why := self._find_fault(scope, headers, arrival):
-            status, message = why
-            log.info("refused %s %s: %s", scope["method"], scope["path"][:100], message)
-            await _answer(send, status, message)
-            return
+        # Only the gateway can connect to the portal's socket. To that of the API everybody can: no header is believed.
+        trusted = arrival["socket"] == "portal"
+        arrival["listener"] = headers.get("x-portico-listener", "portal") if trusted else "portal"
+        arrival["address"] = headers.get("x-forwarded-for", "")[:64] if trusted else ""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *self._list_headers(message["headers"])]
             await send(message)
 
-        await self._app(scope, _bound(receive), send_with_headers)
+        fault, body = self._find_fault(scope, headers, arrival), b""
+        if not fault:
+            try:
+                body = await _read_body(receive)
+            except Invalid as error:
+                fault = 413, error
+            except ClientDisconnect:
+                return
+        if fault:
+            log.info("refused %s %r: %s", scope["method"], scope["path"][:100], fault[1])
+            # The app is what the templates and the API's errors hang on; the request itself goes nowhere.
+            answer = await self._show_error(Request({**scope, "app": self._app}), fault[1], fault[0])
+            await answer(scope, receive, send_with_headers)
+            return
+        await self._app(scope, _replay(body, receive), send_with_headers)
 
-    def _find_fault(self, scope: Scope, headers: dict[str, str], arrival: dict[str, Any]) -> tuple[int, str] | None:
+    def _find_fault(
+        self, scope: Scope, headers: dict[str, str], arrival: dict[str, Any]
+    ) -> tuple[int, PorticoError] | None:
         path, method = scope["path"], scope["method"]
-        if int(headers.get("content-length", "0") or 0) > BODY_LIMIT_BYTES:
-            return 413, "The request is too large."
         if arrival["socket"] == "api":
-            return None if path.startswith(API) else (404, "Only the REST API is served here.")
+            return None if path.startswith(API) else (404, NotFound("Only the REST API is served here."))
         if (arrival["listener"] == "apps") != (path == ENTRY):
-            return 404, "There is no such page here."
-        if method in SAFE_METHODS or headers.get("authorization", "").startswith("Bearer "):
+            return 404, NotFound("There is no such page here.")
+        is_api = path.startswith(API)
+        if method in SAFE_METHODS or (is_api and find_bearer(headers.get("authorization", "")) is not None):
             return None
-        origin = headers.get("origin", "")
-        if not self._is_own(origin):
-            return 403, "This request did not come from the portal's own pages."
-        if arrival["listener"] == "portal" and headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            return 403, "This request came from another site."
+        site = headers.get("sec-fetch-site", "same-origin")
+        is_entry = arrival["listener"] == "apps"  # the one form that goes from the portal's origin to the apps'
+        if not self._is_own(headers.get("origin", "")) or (site != "same-origin" and not is_entry):
+            return 403, Forbidden(
+                "This request did not come from the portal's own pages.",
+                why="Its Origin is missing, or another one.",
+                hint="Open the portal anew and try again. A program sends an API token instead.",
+            )
         return None
 
     def _is_own(self, origin: str) -> bool:
@@ -87,7 +115,7 @@ class Guard:
         wanted = [
             (b"content-security-policy", self._csp),
             (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"strict-origin"),  # no-referrer would make the Origin of our own forms null
+            (b"referrer-policy", b"same-origin"),  # no-referrer would make the Origin of our own forms null
             (b"cross-origin-opener-policy", b"same-origin"),
             (b"cross-origin-resource-policy", b"same-origin"),
             (b"cache-control", b"no-store"),
@@ -98,43 +126,67 @@ class Guard:
         return [(name, value) for name, value in wanted if name not in have]
 
 
+def _parse_headers(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name_bytes, value in raw:
+        name = name_bytes.decode("latin-1").lower()
+        # Two headers of a name become one value that equals no origin and no path; none of the two is believed.
+        headers[name] = f"{headers[name]}, {value.decode('latin-1')}" if name in headers else value.decode("latin-1")
+    return headers
+
+
 def _bracket(name: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-def _bound(receive: Receive) -> Receive:
-    taken = 0
+async def _read_body(receive: Receive) -> bytes:
+    """Return the whole body.
 
-    async def bounded() -> Message:
-        nonlocal taken
+    Raises:
+        Invalid: It is beyond the limit.
+        ClientDisconnect: It was cut short.
+    """
+    body = bytearray()
+    while True:
         message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > BODY_LIMIT_BYTES:
-            return {"type": "http.disconnect"}
-        return message
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > BODY_LIMIT_BYTES:
+            raise Invalid("The request is too large.", why=f"The limit is {BODY_LIMIT_BYTES // 1024} KiB.")
+        if not message.get("more_body"):
+            return bytes(body)
 
-    return bounded
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
 
 
-def _render_csp(config: Config, form_action: str = "'self'") -> bytes:
-    # xterm.js puts its colours into a style element of its own, hence unsafe-inline for styles, and styles alone.
+def render_csp(config: Config, *, form_action: str = "'self'", styles: str = "'self'") -> str:
+    """Return the Content-Security-Policy of a page: nothing but what the portal itself serves, and no inline script.
+
+    Args:
+        config: The settings.
+        form_action: Where its forms may go; the page that leads into an app says the app's origin.
+        styles: Where its styles come from; xterm.js puts its colours into a style element of its own, so the pages
+            with a terminal, and they alone, add ``'unsafe-inline'``.
+    """
     # A WebSocket of one's own origin is not 'self' in every browser, hence the schemes.
-    socket = config.portal_origin.replace("http", "ws", 1)
-    loopback = " ws://localhost:* ws://127.0.0.1:*" if config.host in LOOPBACK_HOSTS else ""
+    sockets = [config.portal_origin.replace("http", "ws", 1)]
+    if config.host in LOOPBACK_HOSTS and not config.public_url:
+        scheme = sockets[0].partition(":")[0]
+        sockets += [f"{scheme}://{name}:{config.port}" for name in ("localhost", "127.0.0.1")]
     return (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-        f"font-src 'self'; connect-src 'self' {socket}{loopback}; form-action {form_action}; "
-        "base-uri 'none'; frame-ancestors 'none'"
-    ).encode()
-
-
-def render_connect_csp(config: Config, apps_origin: str) -> str:
-    """Return the policy of the one page whose form goes to an app's origin."""
-    return _render_csp(config, apps_origin).decode()
-
-
-async def _answer(send: Send, status: int, message: str) -> None:
-    body = json.dumps({"error": {"code": "refused", "message": message}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        f"default-src 'none'; script-src 'self'; style-src {styles}; img-src 'self' data: blob:; font-src 'self'; "
+        f"connect-src 'self' {' '.join(dict.fromkeys(sockets))}; form-action {form_action}; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    )

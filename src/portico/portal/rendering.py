@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 from fastapi import Request
@@ -13,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from portico.accounts import Permission, may
 from portico.errors import Conflict, Forbidden, Invalid, NotFound, NotSignedIn, PorticoError, TooMany, Unavailable
 from portico.model import Identity, now
-from portico.portal.static_files import render_version
+from portico.portal.context import get_context
 from portico.sessions.reasons import describe_end
 
 STATUS: Final[dict[type[PorticoError], int]] = {
@@ -87,7 +86,6 @@ _environment.globals |= {
     "describe_end": describe_end,
     "Permission": Permission,
     "may": may,
-    "version": render_version(Path(__file__).parent / "static"),
 }
 
 
@@ -96,7 +94,11 @@ def render(
 ) -> HTMLResponse:
     """Return a page; with ``error``, shown on the page with its status."""
     text = _environment.get_template(template).render(
-        who=who, path=request.url.path, error=error, **{"done": "", "given": {}, **values}
+        who=who,
+        path=request.url.path,
+        version=get_context(request).version,
+        error=error,
+        **{"done": "", "given": {}, **values},
     )
     headers = {"Retry-After": str(int(error.retry_after_s))} if error and error.retry_after_s else None
     return HTMLResponse(text, status_code=get_status(error) if error else 200, headers=headers)

@@ -1,14 +1,16 @@
-"""Serves the portal: HTTP for the gateway and for this machine's users, and the routes socket for gateways."""
+"""Serves the portal: HTTP for the gateway and for this machine's users, and the routes socket for gateways.
+
+It builds no object of the domain and listens on nothing itself: both are handed to it by ``cli``.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,20 +21,30 @@ from portico.accounts import Accounts
 from portico.config import Config
 from portico.errors import NotFound, PorticoError
 from portico.portal.app import create_app, guard
+from portico.portal.feeds import Feeds
 from portico.sessions import Doors, Sessions
 
 log = logging.getLogger(__name__)
+
+CUT_TIMEOUT_S: Final = 5.0
 
 
 class PortalProtocol(HttpToolsProtocol):
     """HTTP that knows by which socket a connection came, and which uid the kernel says is at its other end."""
 
+    api_path = ""
+    """The address of the socket that everybody may connect to; set by :func:`serve`."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Look at the other end."""
+        """Look at the other end; refuse whoever is not the gateway on the portal's socket."""
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
-        is_api = str(sock.getsockname()).endswith("/api.sock")
-        self._arrival = {"socket": "api" if is_api else "portal", "peer_uid": wire.get_credentials(sock).uid}
+        uid = wire.get_credentials(sock).uid
+        is_api = sock.getsockname() == self.api_path
+        self._arrival = {"socket": "api" if is_api else "portal", "peer_uid": uid}
+        if not is_api and not is_own(uid):
+            log.error("uid %d connected to the portal's socket, which is the gateway's alone", uid)
+            transport.abort()
 
     def on_message_begin(self) -> None:
         """Tell the application."""
@@ -40,36 +52,45 @@ class PortalProtocol(HttpToolsProtocol):
         self.scope["portico"] = dict(self._arrival)  # type: ignore[typeddict-unknown-key]
 
 
+def is_own(uid: int) -> bool:
+    """Return whether a peer's uid is that of our own processes, or root."""
+    return uid in (os.geteuid(), 0)
+
+
 class Gateways:
-    """The gateways that are connected: answers them, and tells them what to cut.
+    """The gateways that are connected: answers them, and tells them and the pages' feeds what to cut.
 
     Args:
         doors: Who decides.
-        accounts: Who knows which sign-ins and users are gone.
+        feeds: The pages' feeds.
     """
 
-    def __init__(self, doors: Doors, sessions: Sessions, accounts: Accounts) -> None:
+    def __init__(self, doors: Doors, feeds: Feeds) -> None:
         self._doors = doors
+        self._feeds = feeds
         self._channels: set[wire.Channel] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        accounts.on_cut = self.cut_soon
-        sessions.on_cut = self.cut_soon
 
     def cut_soon(self, tags: list[str]) -> None:
-        """Have streams with any of these tags cut; may be called from any thread."""
+        """Have streams and feeds with any of these tags cut; may be called from any thread."""
         self._loop.call_soon_threadsafe(self._start_cut, tags)
 
     def _start_cut(self, tags: list[str]) -> None:
-        task = self._loop.create_task(self._cut(tags))
+        self._feeds.cut(tags)
+        for channel in self._channels:
+            self._keep(self._cut(channel, tags))
+
+    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _cut(self, tags: list[str]) -> None:
-        for channel in list(self._channels):
-            try:
-                await channel.ask("cut", {"tags": tags}, timeout_s=5)
-            except PorticoError as error:
+    async def _cut(self, channel: wire.Channel, tags: list[str]) -> None:
+        try:
+            await channel.ask("cut", {"tags": tags}, timeout_s=CUT_TIMEOUT_S)
+        except PorticoError as error:
+            if not channel.closed:
                 log.error("a gateway did not cut %s: %s", tags, error)
                 channel.close()  # it asks again what still holds when it comes back
 
@@ -79,18 +100,23 @@ class Gateways:
         loop = asyncio.get_running_loop()
         while True:
             sock, _ = await loop.sock_accept(listener)
-            if wire.get_credentials(sock).uid not in (os.geteuid(), 0):
+            if not is_own(wire.get_credentials(sock).uid):
                 sock.close()
                 continue
             channel = wire.Channel(sock, self._handle, name="gateway")
             self._channels.add(channel)
-            task = loop.create_task(self._forget(channel))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._keep(self._forget(channel))
 
     async def _forget(self, channel: wire.Channel) -> None:
         await channel.wait_closed()
         self._channels.discard(channel)
+
+    def close(self) -> None:
+        """Let all gateways go."""
+        for channel in list(self._channels):
+            channel.close()
+        for task in self._tasks:
+            task.cancel()
 
     async def _handle(self, op: str, args: dict[str, Any], fds: list[int]) -> wire.Answer | None:
         wire.close_all(fds)
@@ -123,10 +149,14 @@ async def serve(
         listeners: ``portal``, ``api`` and ``routes``.
     """
     app: FastAPI = create_app(accounts, sessions, doors, config)
-    server = uvicorn.Server(
+    feeds: Feeds = app.state.context.feeds
+    gateways = Gateways(doors, feeds)
+    accounts.on_cut = sessions.on_cut = gateways.cut_soon
+    protocol = type("Protocol", (PortalProtocol,), {"api_path": listeners["api"].getsockname()})
+    server = _Server(
         uvicorn.Config(
             guard(app, config),
-            http=PortalProtocol,
+            http=protocol,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -135,14 +165,34 @@ async def serve(
             proxy_headers=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=3,
-        )
+        ),
+        feeds,
     )
-    gateways = Gateways(doors, sessions, accounts)
-    tasks = [asyncio.ensure_future(gateways.listen(listeners["routes"])), asyncio.ensure_future(sessions.run())]
+    tasks = [
+        asyncio.create_task(server.serve(sockets=[listeners["portal"], listeners["api"]])),
+        asyncio.create_task(gateways.listen(listeners["routes"])),
+        asyncio.create_task(sessions.run()),
+    ]
     try:
-        await server.serve(sockets=[listeners["portal"], listeners["api"]])
+        # Neither the keeper nor the routes may be gone while pages still answer: then all ends, and is started anew.
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
         for task in tasks:
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        gateways.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends the pages' feeds first of all, so that a restart need not wait for them."""
+
+    def __init__(self, config: uvicorn.Config, feeds: Feeds) -> None:
+        super().__init__(config)
+        self._feeds = feeds
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End gracefully."""
+        self._feeds.close()
+        await super().shutdown(sockets)

@@ -13,12 +13,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 
-def render_version(folder: Path) -> str:
-    """Return a short hash of all files of a folder."""
+def render_version(*folders: Path) -> str:
+    """Return a short hash of all files of some folders; one that is missing has none."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(path.read_bytes())
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -1,8 +1,8 @@
 // The desktop: noVNC on the session's stream. It follows the window's size, comes back by itself, and shares the clipboard
 // both ways where the browser allows it; the panel does where it does not.
 
-import RFB from "/vendor/novnc/core/rfb.js";
-import KeyTable from "/vendor/novnc/core/input/keysym.js";
+import RFB from "./vendor/novnc/core/rfb.js";
+import KeyTable from "./vendor/novnc/core/input/keysym.js";
 import { makeBackoff, say, screen, stage, tool, url, viewOnly } from "./stage.js";
 
 const backoff = makeBackoff();

@@ -1,9 +1,9 @@
 // The terminal: xterm.js on the protocol of docs/protocol.md, "Terminal". It counts the bytes that it has seen, and attaches
 // again where it was: after a reload from the beginning of what is kept, after a lost connection with nothing twice.
 
-import { Terminal } from "/vendor/xterm/xterm.mjs";
-import { FitAddon } from "/vendor/xterm/addon-fit.mjs";
-import { WebLinksAddon } from "/vendor/xterm/addon-web-links.mjs";
+import { Terminal } from "./vendor/xterm/xterm.mjs";
+import { FitAddon } from "./vendor/xterm/addon-fit.mjs";
+import { WebLinksAddon } from "./vendor/xterm/addon-web-links.mjs";
 import { CUT, makeBackoff, say, screen, stage, tool, url, viewOnly } from "./stage.js";
 
 const terminal = new Terminal({

@@ -1,0 +1,234 @@
+"""Work: the home page, apps and their forms, sessions, what is shared, and the feed that moves all of these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import Form, Request
+from fastapi.responses import HTMLResponse, Response
+
+from portico.accounts import Permission, may, require
+from portico.errors import Conflict, Invalid, NotFound, PorticoError
+from portico.model import FieldKind, Identity, Reach, Session, SessionState
+from portico.portal.context import RowId, get_context, in_thread
+from portico.portal.guard import render_csp
+from portico.portal.pages.routers import Text, Who, find_safe_path, router, see
+from portico.portal.rendering import render
+
+LIVE: Final = (SessionState.QUEUED, SessionState.STARTING, SessionState.READY)
+
+
+@router.get("/")
+async def show_home(request: Request, who: Who) -> Response:
+    """Show apps, sessions and what colleagues share."""
+    context = get_context(request)
+    apps = await in_thread(context.sessions.catalog.list_apps)
+    diagnoses = may(who, Permission.APP_DIAGNOSE)
+    sessions = await context.sessions.list_sessions(who)
+    logs = {}
+    for session in sessions:
+        if session.state is SessionState.ENDED and session.reason and session.reason.value in _WITH_LOG:
+            try:
+                logs[session.id] = await context.sessions.read_log(who, session.id, 6)
+            except PorticoError:
+                continue
+    return render(
+        request,
+        "home.html",
+        who,
+        apps=[app for app in apps if not app.missing or (diagnoses and not app.hidden)],
+        optional=[app for app in apps if app.missing and app.hidden] if diagnoses else [],
+        faults=context.sessions.catalog.errors if diagnoses else [],
+        live=[session for session in sessions if session.state in LIVE],
+        ended=[session for session in sessions if session.state is SessionState.ENDED][:10],
+        logs=logs,
+        shared=await context.sessions.list_shared_with(who),
+        capacity=await context.sessions.get_capacity(),
+    )
+
+
+_WITH_LOG: Final = frozenset({"failed", "never-ready", "not-started", "out-of-memory"})
+
+
+@router.get("/apps/{app_id}")
+async def show_app(request: Request, who: Who, app_id: str) -> Response:
+    """Show an app's form."""
+    return await _show_form(request, who, app_id, None, {})
+
+
+async def _show_form(
+    request: Request, who: Identity, app_id: str, error: PorticoError | None, given: dict[str, str]
+) -> Response:
+    context = get_context(request)
+    app = await in_thread(context.sessions.catalog.get, app_id)
+    cores, memory_gb, hours = await context.sessions.get_limits(app)
+    return render(
+        request,
+        "app.html",
+        who,
+        app=app,
+        numbers=[
+            ("cores", "Cores", cores, "1"),
+            ("memory_gb", "Memory (GB)", memory_gb, "any"),
+            ("hours", "Hours", hours, "any"),
+        ],
+        given=given,
+        error=error,
+        capacity=await context.sessions.get_capacity(),
+    )
+
+
+@router.post("/apps/{app_id}")
+async def start_app(request: Request, who: Who, app_id: str) -> Response:
+    """Start an app."""
+    context = get_context(request)
+    form = {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
+    try:
+        app = await in_thread(context.sessions.catalog.get, app_id)
+        values = {}
+        for field in app.fields:
+            if field.kind is FieldKind.CHECKBOX:
+                values[field.name] = "1" if f"field-{field.name}" in form else ""
+            elif f"field-{field.name}" in form:
+                values[field.name] = form[f"field-{field.name}"]
+        session = await context.sessions.start(
+            who,
+            app_id,
+            cores=_parse_number(form, "cores", "Cores"),
+            memory_gb=_parse_number(form, "memory_gb", "Memory"),
+            hours=_parse_number(form, "hours", "Hours"),
+            values=values,
+            title=form.get("title", ""),
+        )
+    except NotFound:
+        raise
+    except PorticoError as error:
+        return await _show_form(request, who, app_id, error, form)
+    return see(f"/sessions/{session.id}")
+
+
+def _parse_number(form: dict[str, str], name: str, label: str) -> float | None:
+    text = form.get(name, "").strip().replace(",", ".")
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise Invalid(f"{label}: this is not a number.", field=name) from None
+
+
+@router.get("/apps/{app_id}/icon")
+async def show_icon(request: Request, who: Who, app_id: str) -> Response:
+    """Return an app's icon; the policy keeps a script in it from running."""
+    svg = await in_thread(get_context(request).sessions.catalog.read_icon, app_id)
+    if not svg:
+        raise NotFound("This app has no icon.")
+    headers = {
+        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+        "Cache-Control": "private, max-age=3600",
+    }
+    return Response(svg, media_type="image/svg+xml", headers=headers)
+
+
+@router.get("/sessions/{session_id}")
+async def show_session(request: Request, who: Who, session_id: str) -> Response:
+    """Show a session: its progress, then the desktop or terminal itself."""
+    context = get_context(request)
+    session = await context.sessions.get_session(who, session_id)
+    own = session.user_name == who.user_name
+    log = await context.sessions.read_log(who, session_id, 30) if own and session.state is SessionState.ENDED else ""
+    answer = render(
+        request,
+        "session.html",
+        who,
+        session=session,
+        own=own,
+        log=log,
+        shares=await context.sessions.list_shares(who, session_id) if own else [],
+        capacity=await context.sessions.get_capacity(),
+    )
+    return _with_terminal(request, answer, session)
+
+
+def _with_terminal(request: Request, answer: HTMLResponse, session: Session) -> HTMLResponse:
+    if session.reach is Reach.PTY:
+        csp = render_csp(get_context(request).config, styles="'self' 'unsafe-inline'")
+        answer.headers["Content-Security-Policy"] = csp
+    return answer
+
+
+@router.get("/sessions/{session_id}/log")
+async def show_log(request: Request, who: Who, session_id: str) -> Response:
+    """Show the end of a session's log."""
+    context = get_context(request)
+    session = await context.sessions.get_session(who, session_id)
+    log = await context.sessions.read_log(who, session_id, 500)
+    return render(request, "log.html", who, session=session, log=log)
+
+
+@router.post("/sessions/{session_id}/stop")
+async def stop_session(request: Request, who: Who, session_id: str, back: Text = "") -> Response:
+    """Stop a session."""
+    await get_context(request).sessions.stop(who, session_id)
+    return see(find_safe_path(back or f"/sessions/{session_id}"))
+
+
+@router.post("/sessions/{session_id}/extend")
+async def extend_session(request: Request, who: Who, session_id: str, back: Text = "") -> Response:
+    """Give a session more time."""
+    await get_context(request).sessions.extend(who, session_id)
+    return see(find_safe_path(back or f"/sessions/{session_id}"))
+
+
+@router.post("/sessions/{session_id}/forget")
+async def forget_session(request: Request, who: Who, session_id: str) -> Response:
+    """Remove an ended session."""
+    await get_context(request).sessions.forget(who, session_id)
+    return see("/")
+
+
+@router.post("/sessions/{session_id}/share")
+async def share_session(request: Request, who: Who, session_id: str, viewer_name: Text = "") -> Response:
+    """Let a colleague look."""
+    context = get_context(request)
+    try:
+        await context.sessions.share(who, session_id, viewer_name.strip())
+    except (Invalid, Conflict) as error:
+        session = await context.sessions.get_session(who, session_id)
+        shares = await context.sessions.list_shares(who, session_id)
+        return render(request, "share.html", who, session=session, shares=shares, error=error)
+    return see(f"/sessions/{session_id}/share")
+
+
+@router.get("/sessions/{session_id}/share")
+async def show_shares(request: Request, who: Who, session_id: str) -> Response:
+    """Show who may look."""
+    context = get_context(request)
+    session = await context.sessions.get_session(who, session_id)
+    shares = await context.sessions.list_shares(who, session_id)
+    return render(request, "share.html", who, session=session, shares=shares)
+
+
+@router.post("/sessions/{session_id}/unshare")
+async def unshare_session(request: Request, who: Who, session_id: str, share_id: Annotated[RowId, Form()]) -> Response:
+    """Take a share back."""
+    await get_context(request).sessions.unshare(who, session_id, share_id)
+    return see(f"/sessions/{session_id}/share")
+
+
+@router.get("/shared/{session_id}")
+async def show_shared(request: Request, who: Who, session_id: str) -> Response:
+    """Show a colleague's desktop or terminal; the gateway lets nothing through but looking."""
+    share, session = await get_context(request).sessions.get_shared(who, session_id)
+    return _with_terminal(request, render(request, "shared.html", who, share=share, session=session), session)
+
+
+@router.get("/events")
+async def stream_events(request: Request, who: Who, everyone: bool = False) -> Response:
+    """Tell a page that something has changed (server-sent events); the page then looks again."""
+    context = get_context(request)
+    if everyone:
+        require(who, Permission.SESSION_LIST)
+    return context.feeds.answer(
+        context.sessions.changes, who, everyone, lambda: in_thread(context.accounts.check_sign_in, who.sign_in_id)
+    )
