@@ -328,7 +328,10 @@ def main(argv: list[str]) -> int:
     source, arguments = Path(argv[0]), argv[1:]
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     try:
-        target = Path(load_config(None, install_dir=_take_option(arguments, "--install-dir")).install_dir).absolute()
+        wanted = _take_option(arguments, "--install-dir")
+        if command == "test":
+            wanted = os.environ.get("PORTICO_TEST_INSTALL_DIR") or None
+        target = Path(load_config(None, install_dir=wanted).install_dir).absolute()
         installer = Installer(source, target)
         if command == "test":
             from portico.cli.chores import run_tests
