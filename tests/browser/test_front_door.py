@@ -153,7 +153,8 @@ def test_notebook_cell_terminal_and_kernel(house: RunningPortico, alice: Visitor
     assert (
         lab.evaluate(
             """(portal) => new Promise((resolve) => { const s = new WebSocket(portal.replace("http", "ws")
-        + "/sessions/aaaaaaaaaaaa/stream"); s.onopen = () => resolve("open"); s.onerror = () => resolve("refused") })""",
+        + "/sessions/aaaaaaaaaaaa/stream"); s.onopen = () => resolve("open");
+        s.onerror = () => resolve("refused") })""",
             house.url,
         )
         == "refused"
@@ -251,8 +252,10 @@ def test_a_colleague_looks_and_touches_nothing(house: RunningPortico, alice: Vis
     bob.wait_terminal("shown-to-bob")
     # Past the page's good will, straight through its WebSocket.
     bob.page.evaluate(
-        """(path) => new Promise((resolve) => { const s = new WebSocket(location.origin.replace("http", "ws") + path, ["binary"]);
-        s.onopen = () => { const t = new TextEncoder().encode("echo BOB-WAS-HERE\\n"); const f = new Uint8Array(5 + t.length);
+        """(path) => new Promise((resolve) => {
+        const s = new WebSocket(location.origin.replace("http", "ws") + path, ["binary"]);
+        s.onopen = () => { const t = new TextEncoder().encode("echo BOB-WAS-HERE\\n");
+        const f = new Uint8Array(5 + t.length);
         f[0] = 105; f[4] = t.length; f.set(t, 5); s.send(f); setTimeout(resolve, 500) } })""",
         f"/shared/{session_id}/stream",
     )

@@ -305,8 +305,8 @@ def test_each_process_may_die(house: RunningPortico, alice: Person, terminal: st
 def test_a_taken_port_is_told_by_its_holder(house: RunningPortico) -> None:
     port, _ = find_free_ports()
     done = subprocess.run(
-        [*house.get_command(), "up", "--no-install", "--port", str(house.port), "--state-dir", f"/run/{house.instance}x/s",
-         "--run-dir", f"/run/{house.instance}x/r", "--apps-port", str(port)],
+        [*house.get_command(), "up", "--no-install", "--port", str(house.port), "--apps-port", str(port),
+         "--state-dir", f"/run/{house.instance}x/s", "--run-dir", f"/run/{house.instance}x/r"],
         env=house.get_env(), capture_output=True, text=True, timeout=60, check=False, cwd="/",
     )  # fmt: skip
     subprocess.run(["rm", "-rf", f"/run/{house.instance}x"], check=True)
