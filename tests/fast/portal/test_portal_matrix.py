@@ -1,0 +1,218 @@
+"""Every route times everybody who may come: listed from the application itself; a route without a row fails.
+
+Columns: ``anyone`` (nobody signed in), ``bob`` (a user, whose nothing it is), ``alice`` (whose it is), ``carol`` (a
+viewer of alice's session), ``admin``, ``token`` (alice's API token) and ``socket`` (a process with alice's uid).
+
+Words: ``sign-in`` (401, or the way to the sign-in page), ``no`` (403), ``none`` (404: as if it did not exist), ``ok``
+(2xx, or the way on after a form), ``bad`` (409, 422, 503: let in, and refused for what was asked).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from fastapi.routing import iter_route_contexts
+from portal_rig import APPS_ORIGIN, ORIGIN, World
+
+from portico.model import now
+
+WHO = ("anyone", "bob", "alice", "carol", "admin", "token", "socket")
+
+PUBLIC_PAGE = "ok      ok   ok   ok   ok   ok      none"
+OWN_PAGE = "sign-in ok   ok   ok   ok   sign-in none"  # about whoever asks
+ADMIN_PAGE = "sign-in no   no   no   ok   sign-in none"
+OWN_API = "sign-in ok   ok   ok   ok   ok      ok"
+ADMIN_API = "sign-in no   no   no   ok   no      no"
+ALICES_PAGE = "sign-in none ok   none no   sign-in none"  # an admin knows of it, and looks not inside
+ALICES_API = "sign-in none ok   none no   ok      ok"
+
+ROWS = {
+    "GET /sign-in": PUBLIC_PAGE,
+    "POST /sign-in": "sign-in sign-in sign-in sign-in sign-in sign-in none",  # with a wrong password
+    "POST /sign-out": OWN_PAGE,
+    "GET /enrol": PUBLIC_PAGE,
+    "POST /enrol": "none    none none none none none    none",  # with a wrong code
+    "POST /enrol/name": "none    none none none none none    none",
+    "POST /_portico/enter": "none    none none none none none    none",  # on the portal's own origin: never
+    "GET /": OWN_PAGE,
+    "GET /events": OWN_PAGE,
+    "GET /apps/{app_id}": OWN_PAGE,
+    "POST /apps/{app_id}": OWN_PAGE,
+    "GET /apps/{app_id}/icon": OWN_PAGE,
+    "GET /sessions/{session_id}": "sign-in none ok   none ok   sign-in none",
+    "GET /sessions/{session_id}/log": ALICES_PAGE,
+    "GET /sessions/{session_id}/share": ALICES_PAGE,
+    "POST /sessions/{session_id}/share": ALICES_PAGE,
+    "POST /sessions/{session_id}/unshare": ALICES_PAGE,
+    "POST /sessions/{session_id}/extend": ALICES_PAGE,
+    "POST /sessions/{session_id}/forget": "sign-in none bad  none no   sign-in none",  # it runs
+    "POST /sessions/{session_id}/connect": "sign-in none ok   none none sign-in none",
+    "POST /sessions/{session_id}/stop": "sign-in none ok   none ok   sign-in none",
+    "GET /shared/{session_id}": "sign-in none none ok   none sign-in none",
+    "GET /account": OWN_PAGE,
+    "POST /account/password": "sign-in bad  bad  bad  bad  sign-in none",  # with a wrong one
+    "POST /account/tokens": OWN_PAGE,
+    "POST /account/tokens/{token_id}/revoke": "sign-in none ok   none none sign-in none",
+    "POST /sign-ins/{sign_in_id}/revoke": "sign-in no   ok   no   ok   sign-in none",
+    "GET /admin/users": ADMIN_PAGE,
+    "POST /admin/users": ADMIN_PAGE,
+    "POST /admin/users/{name}/link": ADMIN_PAGE,
+    "POST /admin/users/{name}/role": ADMIN_PAGE,
+    "POST /admin/users/{name}/lock": ADMIN_PAGE,
+    "POST /admin/users/{name}/unlock": ADMIN_PAGE,
+    "GET /admin/users/{name}/remove": ADMIN_PAGE,
+    "POST /admin/users/{name}/remove": ADMIN_PAGE,
+    "GET /admin/sessions": ADMIN_PAGE,
+    "GET /admin/audit": ADMIN_PAGE,
+    "GET /api/docs": PUBLIC_PAGE,
+    "GET /api/v1/openapi.json": "ok      ok   ok   ok   ok   ok      ok",
+    "GET /api/v1/health": "ok      ok   ok   ok   ok   ok      ok",
+    "GET /api/v1/me": OWN_API,
+    "POST /api/v1/me/password": "sign-in bad  bad  bad  bad  bad     bad",
+    "GET /api/v1/apps": OWN_API,
+    "GET /api/v1/apps/{app_id}": OWN_API,
+    "GET /api/v1/catalog/errors": ADMIN_API,
+    "GET /api/v1/capacity": OWN_API,
+    "GET /api/v1/sessions": OWN_API,
+    "POST /api/v1/sessions": OWN_API,
+    "GET /api/v1/sessions/{session_id}": "sign-in none ok   none ok   ok      ok",
+    "DELETE /api/v1/sessions/{session_id}": "sign-in none bad  none no   bad     bad",  # it runs
+    "POST /api/v1/sessions/{session_id}/stop": "sign-in none ok   none ok   ok      ok",
+    "POST /api/v1/sessions/{session_id}/extend": ALICES_API,
+    "GET /api/v1/sessions/{session_id}/log": ALICES_API,
+    "GET /api/v1/sessions/{session_id}/shares": ALICES_API,
+    "POST /api/v1/sessions/{session_id}/shares": ALICES_API,
+    "DELETE /api/v1/sessions/{session_id}/shares/{share_id}": ALICES_API,
+    "GET /api/v1/shared": OWN_API,
+    "GET /api/v1/users": ADMIN_API,
+    "POST /api/v1/users": ADMIN_API,
+    "GET /api/v1/users/{name}": ADMIN_API,
+    "PATCH /api/v1/users/{name}": ADMIN_API,
+    "DELETE /api/v1/users/{name}": ADMIN_API,
+    "POST /api/v1/users/{name}/code": ADMIN_API,
+    "POST /api/v1/users/{name}/lock": ADMIN_API,
+    "POST /api/v1/users/{name}/unlock": ADMIN_API,
+    "GET /api/v1/sign-ins": OWN_API,
+    "DELETE /api/v1/sign-ins/{sign_in_id}": "sign-in no   ok   no   ok   ok      ok",
+    "GET /api/v1/tokens": OWN_API,
+    "POST /api/v1/tokens": "sign-in ok   ok   ok   ok   no      ok",  # a token makes no token
+    "DELETE /api/v1/tokens/{token_id}": "sign-in none ok   none none ok      ok",
+    "GET /api/v1/audit": ADMIN_API,
+    "GET /api/v1/events": OWN_API,
+}
+
+FORMS: dict[str, dict[str, str]] = {
+    "POST /sign-in": {"name": "alice", "password": "not the password"},
+    "POST /enrol": {"code": "nothing", "password": "x" * 20, "again": "x" * 20},
+    "POST /enrol/name": {"code": "nothing"},
+    "POST /_portico/enter": {"ticket": "nothing"},
+    "POST /sessions/{session_id}/share": {"viewer_name": "bob"},
+    "POST /sessions/{session_id}/unshare": {"share_id": "{share_id}"},
+    "POST /account/password": {"old": "wrong", "new": "y" * 20, "again": "y" * 20},
+    "POST /account/tokens": {"label": "new", "days": "1"},
+    "POST /admin/users": {"name": "{new_name}"},
+    "POST /admin/users/{name}/role": {"role": "admin"},
+    "POST /api/v1/me/password": {"old": "wrong", "new": "y" * 20},
+    "POST /api/v1/sessions": {"app_id": "shell"},
+    "POST /api/v1/sessions/{session_id}/shares": {"viewer_name": "bob"},
+    "POST /api/v1/users": {"name": "{new_name}"},
+    "PATCH /api/v1/users/{name}": {"role": "admin"},
+    "POST /api/v1/tokens": {"label": "new", "days": "1"},
+}
+APPS = {"POST /sessions/{session_id}/connect": "book", "GET /apps/{app_id}/icon": "book"}
+numbers = itertools.count()
+WORDS = {200: "ok", 201: "ok", 204: "ok", 303: "ok", 401: "sign-in", 403: "no", 404: "none"}
+
+
+def iter_routes(world: World) -> Iterator[str]:
+    """Yield "METHOD /path" of every route of the application, those of FastAPI itself too."""
+    for context in iter_route_contexts(world.fastapi.routes):
+        path, methods = context.path, getattr(context.route, "methods", None)
+        if methods is None:
+            assert str(path).startswith("/static/"), f"{path} is neither a route nor a static file"
+            continue
+        for method in sorted(methods - {"HEAD"}):
+            yield f"{method} {path}"
+
+
+def test_every_route_has_a_row_and_every_row_a_route(world: World) -> None:
+    found = list(iter_routes(world))
+    assert len(found) == len(set(found))
+    assert set(found) == set(ROWS)
+
+
+def test_a_route_without_a_row_is_found(own_world: World) -> None:
+    own_world.fastapi.add_api_route("/new", lambda: None)
+    assert "GET /new" in set(iter_routes(own_world)) - set(ROWS)
+
+
+def ask_as(world: World, row: str, who: str) -> Any:
+    """Return the answer to one request of somebody, about things of alice's that are made for it."""
+    method, path = row.split()
+    app = APPS.get(row, "shell")
+    values = {"app_id": app}
+    number = next(numbers)
+    values["new_name"] = f"new-{number}"
+    if "{session_id}" in path:
+        session = world.start("alice", app)
+        share = world.run(world.sessions.share(world.identify("alice"), session.id, "carol")) if app == "shell" else None
+        values |= {"session_id": session.id, "share_id": str(share.id if share else 0)}
+    if "{name}" in path:
+        values["name"] = f"target-{number}"
+        world.add_user(values["name"])
+    if "{token_id}" in path:
+        world.make_token("alice")
+        values["token_id"] = str(max(t["id"] for t in world.accounts.list_api_tokens(world.identify("alice"))))
+    if "{sign_in_id}" in path:
+        values["sign_in_id"] = str(world.identify("alice").sign_in_id)
+    proof: dict[str, Any] = {}
+    if who == "token":
+        proof["bearer"] = world.make_token("alice")
+    elif who == "socket":
+        proof["peer_uid"] = 20001
+    elif who != "anyone":
+        proof["cookie"] = world.sign_in("root-of-all" if who == "admin" else who)
+    body = {name: text.format(**values) for name, text in FORMS.get(row, {}).items()}
+    more: dict[str, Any] = {}
+    if method in ("POST", "PATCH"):
+        more = {"json": body} if path.startswith("/api/") and row in FORMS else {"data": body}
+    return world.ask(method, path.format(**values), **proof, **more)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_each_gets_exactly_what_the_row_says(world: World, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if row.endswith("/events"):
+        monkeypatch.setattr(world.fastapi.state.context.feeds, "_closed", True)  # it ends at once
+    found = {}
+    for who in WHO:
+        with world.store.begin() as tx:
+            tx.delete_failures(now() + timedelta(hours=1))  # wrong passwords of others don't throttle this one
+        answer = ask_as(world, row, who)
+        to_sign_in = answer.status_code == 303 and answer.headers["location"].startswith("/sign-in?next=")
+        found[who] = "sign-in" if to_sign_in else WORDS.get(answer.status_code, "bad")
+        assert answer.status_code < 500 or answer.status_code == 503, answer.text
+    assert found == dict(zip(WHO, ROWS[row].split(), strict=True))
+
+
+def test_the_apps_origin_reaches_nothing_but_the_entry(world: World) -> None:
+    cookie = world.sign_in("root-of-all")
+    for row in ROWS:
+        method, path = row.split()
+        if path != "/_portico/enter":
+            for origin in (ORIGIN, APPS_ORIGIN):
+                answer = world.ask(method, path, cookie=cookie, listener="apps", origin=origin)
+                assert answer.status_code == 404, row
+
+
+def test_an_ended_session_is_out_of_reach_of_its_viewer(world: World) -> None:
+    session = world.start("alice")
+    world.run(world.sessions.share(world.identify("alice"), session.id, "carol"))
+    cookie = world.sign_in("carol")
+    assert world.ask("GET", f"/shared/{session.id}", cookie=cookie).status_code == 200
+    share = world.run(world.sessions.list_shares(world.identify("alice"), session.id))[0]
+    world.run(world.sessions.unshare(world.identify("alice"), session.id, share.id))
+    assert world.ask("GET", f"/shared/{session.id}", cookie=cookie).status_code == 404
