@@ -9,6 +9,7 @@ import pwd
 import signal
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,13 +21,11 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def apps_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder for apps of this test, which others can read."""
-    folder = tmp_path_factory.mktemp("apps")
-    for path in [folder, *folder.parents]:
-        if str(path).startswith("/tmp/"):
-            path.chmod(0o755)
-    return folder
+def apps_dir() -> Iterator[Path]:
+    """Return a folder for apps of this test, which others can read; pytest's own are 0700."""
+    with tempfile.TemporaryDirectory(prefix="pt-apps-", dir="/run") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")

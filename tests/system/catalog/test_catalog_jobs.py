@@ -228,7 +228,7 @@ def test_logging_out_of_xfce_ends_the_job(start: Callable[..., Job], alice: Acco
         return done.returncode == 0
 
     wait_until(log_out, 20, "XFCE's logout")
-    assert job.process.wait(20) == 0
+    assert job.process.wait(60) == 0
     wait_until(lambda: not _find_process(alice.uid, "Xtigervnc"), 10, "the end of the X server")
 
 
@@ -296,7 +296,7 @@ def test_jupyter_ends_with_TERM_and_leaves_no_runtime_folder(start: Callable[...
     job = start("jupyter")
     job.connect(60).close()
     os.killpg(job.process.pid, signal.SIGTERM)
-    job.process.wait(20)
+    job.process.wait(60)
     wait_until(lambda: not (job.socket.parent / "jupyter").exists(), 10, "the removal of Jupyter's runtime folder")
 
 
