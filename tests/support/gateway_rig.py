@@ -342,4 +342,4 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-__all__ = ["KEY", "SESSION", "App", "ClientConnection", "PorticoError", "Rig", "Raw", "Reply", "until"]
+__all__ = ["KEY", "SESSION", "App", "ClientConnection", "PorticoError", "Raw", "Reply", "Rig", "until"]

@@ -55,6 +55,8 @@ class RfbClient:
         assert 1 in kinds, f"security type None is not offered: {kinds!r}"
         stream.sendall(b"\x01")
         assert self._read(4) == b"\0\0\0\0", "security handshake failed"
+        self.clipboard: list[bytes] = []
+        self.clipboard_messages: list[bytes] = []
         stream.sendall(b"\x01")  # shared
         self.width, self.height = struct.unpack(">HH", self._read(4))
         self._read(16)
@@ -79,7 +81,8 @@ class RfbClient:
             self._read(colours * 6)
         elif kind == 3:
             self._read(3)
-            self._read(struct.unpack(">I", self._read(4))[0])
+            (length,) = struct.unpack(">i", self._read(4))  # negative: the extended clipboard's messages
+            (self.clipboard if length >= 0 else self.clipboard_messages).append(self._read(abs(length)))
         elif kind != 2:  # bell has no body
             raise AssertionError(f"unknown message {kind} of the server")
         return False

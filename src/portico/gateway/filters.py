@@ -12,7 +12,7 @@ from typing import Final, Protocol
 SET_PIXEL_FORMAT, SET_ENCODINGS, UPDATE_REQUEST, KEY, POINTER, CUT_TEXT = 0, 2, 3, 4, 5, 6
 CONTINUOUS_UPDATES, FENCE, XVP, SET_DESKTOP_SIZE, GII, QEMU = 150, 248, 250, 251, 253, 255
 
-RAW, EXTENDED_MOUSE_BUTTONS, EXTENDED_CLIPBOARD = 0, -316, -0x3F5E5A32
+RAW, EXTENDED_MOUSE_BUTTONS, EXTENDED_CLIPBOARD = 0, -316, 0xC0A1E5CE - (1 << 32)
 """Encodings that matter here. With ExtendedMouseButtons a pointer message has two lengths; a viewer needs none."""
 
 ENCODING_LIMIT: Final = 1024

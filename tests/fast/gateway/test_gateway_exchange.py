@@ -77,7 +77,9 @@ def test_a_trusted_proxy_is_believed() -> None:
     run(body, trusted=frozenset({"127.0.0.1"}))
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost", "localhost:1", "HOST.", "HOST.evil.example", "xHOST", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost", "localhost:1", "HOST.", "HOST.evil.example", "xHOST", ""]
+)
 def test_another_host_is_misdirected(host: str) -> None:
     async def body(rig: Rig) -> None:
         async with rig.exchange(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()) as raw:
@@ -91,7 +93,9 @@ def test_bodies_both_ways_with_length_and_in_chunks() -> None:
     async def body(rig: Rig) -> None:
         async with rig.exchange(b"POST /a HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\n\r\nhello") as raw:
             assert (await raw.answer()).body.endswith(b"\r\n\r\nhello")
-            raw.send(b"POST /a HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=1\r\nde\r\n0\r\n\r\n")
+            raw.send(
+                b"POST /a HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=1\r\nde\r\n0\r\n\r\n"
+            )
             raw.send(b"GET /pipelined HTTP/1.1\r\nHost: HOST\r\n\r\n")
             assert (await raw.answer()).body.endswith(b"\r\n\r\nabcde")
             assert (await raw.answer()).body.startswith(b"GET /pipelined")
@@ -182,7 +186,7 @@ def test_an_app_gets_no_secret_of_ours_and_sets_none() -> None:
         writer.write(
             b"HTTP/1.1 200 OK\r\nSet-Cookie: portico=evil\r\nSet-Cookie: __Host-portico=evil; Path=/\r\n"
             b"Set-Cookie: PORTICO-app-x=evil\r\nSet-Cookie: =portico=evil\r\nSet-Cookie: _xsrf=1; Domain=localhost; Path=/\r\n"
-            b"Clear-Site-Data: \"*\"\r\nX-Portico-Listener: portal\r\nService-Worker-Allowed: /\r\n"
+            b'Clear-Site-Data: "*"\r\nX-Portico-Listener: portal\r\nService-Worker-Allowed: /\r\n'
             b"Content-Length: %d\r\n\r\n%b" % (len(head), head)
         )
         await writer.drain()
@@ -197,7 +201,9 @@ def test_an_app_gets_no_secret_of_ours_and_sets_none() -> None:
             reply = await raw.answer()
         text = reply.body.decode()
         assert "Cookie: a=1; b=2\r\n" in text and "=s" not in text.replace("q=secret", "") and "token" not in text
-        assert f"Host: localhost:{rig.apps_port}\r\n" in text and f"Origin: http://localhost:{rig.apps_port}\r\n" in text
+        assert (
+            f"Host: localhost:{rig.apps_port}\r\n" in text and f"Origin: http://localhost:{rig.apps_port}\r\n" in text
+        )
         assert "x-portico" not in text.lower()
         assert reply.all("set-cookie") == ["_xsrf=1; Path=/"]
         for name in ("clear-site-data", "x-portico-listener", "service-worker-allowed"):
@@ -215,7 +221,8 @@ def test_a_decision_is_kept_for_exactly_what_it_was_made_for() -> None:
 
         async def ask(headers: bytes = b"", path: bytes = PATH + b"x", method: bytes = b"GET") -> int:
             async with rig.exchange(
-                method + b" " + path + b" HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\n" + headers + b"\r\n", apps=True
+                method + b" " + path + b" HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\n" + headers + b"\r\n",
+                apps=True,
             ) as raw:
                 assert (await raw.answer()).status == 200
             return len(rig.portal.asked)
@@ -282,7 +289,10 @@ def test_an_answer_and_an_error_of_the_portal_are_given() -> None:
 
 ANSWERS = {
     "length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", False),
-    "chunked": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\nX-T: 1\r\n\r\n", False),
+    "chunked": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\nX-T: 1\r\n\r\n",
+        False,
+    ),
     "until close": (b"HTTP/1.1 200 OK\r\n\r\nhello", True),
     "HTTP/1.0": (b"HTTP/1.0 200 OK\r\nContent-Type: a\r\n\r\nhello", True),
     "early hints": (b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", False),
@@ -294,9 +304,7 @@ ANSWERS = {
 def test_ways_in_which_an_answer_ends(name: str, version: bytes) -> None:
     async def body(rig: Rig) -> None:
         await rig.route_http(answering(ANSWERS[name][0], close=ANSWERS[name][1]))
-        async with rig.exchange(
-            b"GET " + PATH + b" HTTP/" + version + b"\r\nHost: HOST\r\n\r\n", apps=True
-        ) as raw:
+        async with rig.exchange(b"GET " + PATH + b" HTTP/" + version + b"\r\nHost: HOST\r\n\r\n", apps=True) as raw:
             reply = await raw.answer()
             assert (reply.status, reply.body) == (200, b"hello")
             assert version == b"1.1" or not reply.all("transfer-encoding")
@@ -357,7 +365,8 @@ def test_an_early_answer_ends_an_upload() -> None:
     async def body(rig: Rig) -> None:
         await rig.route_http(impatient)
         async with rig.exchange(
-            b"POST " + PATH + b" HTTP/1.1\r\nHost: HOST\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 100_000, apps=True
+            b"POST " + PATH + b" HTTP/1.1\r\nHost: HOST\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 100_000,
+            apps=True,
         ) as raw:
             reply = await raw.answer()
             assert (reply.status, reply.body, reply.all("connection")) == (413, b"no!", ["close"])

@@ -34,7 +34,9 @@ def run(body: Callable[[Rig], Awaitable[None]], **options: Any) -> None:
     asyncio.run(main())
 
 
-def frame(kind: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = b"abcd", extra: int = 0) -> bytes:
+def frame(
+    kind: int, payload: bytes = b"", *, final: bool = True, mask: bytes | None = b"abcd", extra: int = 0
+) -> bytes:
     """Return a client's frame."""
     head = bytes([(0x80 if final else 0) | extra | kind])
     flag = 0x80 if mask is not None else 0
@@ -447,7 +449,9 @@ def test_half_closed_tunnels_deliver_what_is_left() -> None:
         await read_request(reader)
         accept = compute_accept(KEY).encode()
         writer.write(
-            b"HTTP/1.1 101 OK\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+            b"HTTP/1.1 101 OK\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: "
+            + accept
+            + b"\r\n\r\n"
         )
         data = await reader.read()  # until the client's half is closed
         writer.write(b"after the end: " + data)
