@@ -101,7 +101,8 @@ def _be_shepherd(
     except (OSError, PorticoError) as error:
         os.write(writer, f"{error}".encode()[:1000])
         os._exit(1)
-    os.write(writer, str(os.getpid()).encode())
+    with contextlib.suppress(OSError):  # the agent may have been killed meanwhile; the job has begun
+        os.write(writer, str(os.getpid()).encode())
     os.close(writer)
     ended = _watch(folder, job, deadline, memory_bytes if enforce else 0)
     with contextlib.suppress(OSError, PorticoError):
