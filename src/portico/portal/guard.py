@@ -54,7 +54,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = _parse_headers(scope["headers"])
+        headers = parse_headers(scope["headers"])
         arrival = scope.setdefault("portico", {"socket": "portal", "peer_uid": -1})
         # Only the gateway can connect to the portal's socket. To that of the API everybody can: no header is believed.
         trusted = arrival["socket"] == "portal"
@@ -126,11 +126,11 @@ class Guard:
         return [(name, value) for name, value in wanted if name not in have]
 
 
-def _parse_headers(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+def parse_headers(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by small name; two of one name as one value, which then equals nothing that is believed."""
     headers: dict[str, str] = {}
     for name_bytes, value in raw:
         name = name_bytes.decode("latin-1").lower()
-        # Two headers of a name become one value that equals no origin and no path; none of the two is believed.
         headers[name] = f"{headers[name]}, {value.decode('latin-1')}" if name in headers else value.decode("latin-1")
     return headers
 

@@ -6,10 +6,12 @@ It builds no object of the domain and listens on nothing itself: both are handed
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, Final
 
 import uvicorn
@@ -191,6 +193,18 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, feeds: Feeds) -> None:
         super().__init__(config)
         self._feeds = feeds
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End at SIGTERM and SIGINT as after any other work: uvicorn's own way would die by the signal afterwards."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End gracefully."""

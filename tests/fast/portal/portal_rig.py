@@ -64,7 +64,7 @@ class StandInMachine:
     async def ask(self, user_name: str, op: str, args: dict[str, Any], *, timeout_s: float = 10.0) -> Packet:
         if op == "look":
             return Packet(await self.look(user_name, args["session"]), [])
-        return Packet({"text": self.log} if op == "log" else {}, [])
+        return Packet({"log": {"text": self.log}, "sessions": {"sessions": [], "more": False}}.get(op, {}), [])
 
     async def look(self, user_name: str, key: str) -> dict[str, Any]:
         running = key in self.running
@@ -163,7 +163,9 @@ class World:
         """Return a user as a browser's request would be known."""
         user = self.accounts.get_user(name)
         token = self.sign_in(name)
-        return self.accounts.authenticate(token, "192.0.2.1") if token else Identity(user.id, name, user.role, Via.COOKIE)
+        return (
+            self.accounts.authenticate(token, "192.0.2.1") if token else Identity(user.id, name, user.role, Via.COOKIE)
+        )
 
     def sign_in(self, name: str) -> str:
         """Return the token of a new sign-in."""

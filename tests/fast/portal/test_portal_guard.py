@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from portal_rig import APPS_ORIGIN, ORIGIN, World
 
-from portico.portal.guard import BODY_LIMIT_BYTES, find_bearer
+from portico.portal.guard import BODY_LIMIT_BYTES, find_bearer, parse_headers
 from portico.portal.pages import find_safe_path
 
 FOREIGN = [
@@ -65,7 +65,13 @@ def test_a_bearer_is_for_the_api_alone(world: World) -> None:
     assert world.ask("POST", "/sign-out", bearer=token, cookie=cookie, origin="http://evil.example").status_code == 403
     # A bad token never falls back to the cookie beside it.
     assert world.ask("GET", "/api/v1/me", bearer="ptc_no", cookie=cookie).status_code == 401
+    assert world.ask("GET", "/api/v1/me", headers={"Authorization": "Bearer"}, cookie=cookie).status_code == 401
     assert world.ask("GET", "/api/v1/me", bearer=token, cookie=cookie).json()["name"] == "alice"
+
+
+def test_of_two_headers_none_is_believed() -> None:
+    raw = [(b"Origin", b"http://evil.example"), (b"origin", ORIGIN.encode()), (b"Host", b"a")]
+    assert parse_headers(raw) == {"origin": f"http://evil.example, {ORIGIN}", "host": "a"}
 
 
 def test_a_bearer_is_found_by_its_scheme() -> None:
@@ -80,9 +86,9 @@ def test_the_api_socket_believes_no_header_and_serves_no_page(world: World) -> N
     answer = world.ask("GET", "/api/v1/me", peer_uid=20001, cookie=world.sign_in("root-of-all"), listener="apps")
     assert answer.json()["name"] == "alice"
     assert world.ask("GET", "/api/v1/me", peer_uid=29999).status_code == 401
-    world.ask("POST", "/api/v1/tokens", peer_uid=20001, json={"label": "from here", "days": 1})
-    entry = world.accounts.read_audit(world.identify("root-of-all"), 1)[0]
-    assert (entry.action, entry.address) == ("token:add", ""), "X-Forwarded-For came from whoever asks"
+    world.ask("POST", "/api/v1/sessions", peer_uid=20001, bearer=world.make_token("bob"), json={"app_id": "shell"})
+    entry = world.accounts.read_audit(world.identify("root-of-all"), 1, actor="bob")[0]
+    assert (entry.action, entry.address) == ("session:start", ""), "X-Forwarded-For came from whoever asks"
 
 
 def test_root_on_the_socket_is_an_admin_and_an_admins_process_is_not(world: World) -> None:
@@ -117,7 +123,15 @@ def test_a_strange_content_length_breaks_nothing(world: World, length: str) -> N
 
 def test_what_a_body_can_hold_breaks_nothing(world: World) -> None:
     cookie = world.sign_in("root-of-all")
-    for content in (b"[" * 100_000, b'{"name": "\\ud800"}', b'{"name": "\\u0000"}', b"\xff", b"{}", b"null", b'{"name": 1}'):
+    for content in (
+        b"[" * 100_000,
+        b'{"name": "\\ud800"}',
+        b'{"name": "\\u0000"}',
+        b"\xff",
+        b"{}",
+        b"null",
+        b'{"name": 1}',
+    ):
         headers = {"Content-Type": "application/json"}
         answer = world.ask("POST", "/api/v1/users", cookie=cookie, content=content, headers=headers)
         assert answer.status_code in (400, 422), (content[:20], answer.text)
@@ -284,7 +298,14 @@ def test_static_files_are_kept_and_confined(world: World) -> None:
     root = style[1].removesuffix("/portico.css")
     module = world.ask("GET", f"{root}/vendor/xterm/xterm.mjs")
     assert module.status_code == 200 and "javascript" in module.headers["content-type"]
-    for path in (f"{root}/../app.py", f"{root}/%2e%2e/app.py", f"{root}/vendor/../../../etc/passwd", f"{root}/", root, "/static/0/portico.css"):
+    for path in (
+        f"{root}/../app.py",
+        f"{root}/%2e%2e/app.py",
+        f"{root}/vendor/../../../etc/passwd",
+        f"{root}/",
+        root,
+        "/static/0/portico.css",
+    ):
         answer = world.ask("GET", path)
         assert answer.status_code == 404, path
         assert "immutable" not in answer.headers["cache-control"]

@@ -159,7 +159,9 @@ def ask_as(world: World, row: str, who: str) -> Any:
     values["new_name"] = f"new-{number}"
     if "{session_id}" in path:
         session = world.start("alice", app)
-        share = world.run(world.sessions.share(world.identify("alice"), session.id, "carol")) if app == "shell" else None
+        share = (
+            world.run(world.sessions.share(world.identify("alice"), session.id, "carol")) if app == "shell" else None
+        )
         values |= {"session_id": session.id, "share_id": str(share.id if share else 0)}
     if "{name}" in path:
         values["name"] = f"target-{number}"
