@@ -53,6 +53,10 @@ class FakeMachine(BrokerMachine):
     async def make(self, name: str) -> None:
         self.accounts.add(name)
 
+    async def lock(self, name: str, locked: bool) -> None:
+        if name not in self.accounts:
+            raise NotFound(f"There is no POSIX account {name}.")
+
     async def launch(self, request: JobRequest, deadline: datetime) -> None:
         job = self.jobs[request.key]
         assert not job.running, "it was started twice"

@@ -19,7 +19,7 @@ from portico.errors import Conflict, NotFound, PorticoError, TooMany, Unavailabl
 from portico.model import Reason, now
 from portico.schedulers.ending import explain_end
 from portico.schedulers.protocol import Capacity, JobRequest, JobState, JobStatus
-from portico.schedulers.queue import choose_next, describe_wait, refuse_impossible
+from portico.schedulers.queue import WAIT_START, choose_next, describe_wait, refuse_impossible
 from portico.schedulers.spool import Entry, Spool
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ OVERDUE: Final = timedelta(seconds=20)
 """The shepherd keeps the limit by itself; this long after it, somebody has stopped the shepherd."""
 ATTEMPTS: Final = 3
 """Starts that may fail before a job is given up."""
+SETTLE: Final = timedelta(seconds=3)
+"""A start whose outcome is unknown may still be under way for so long; only then is what is left of it ended."""
 PATIENCE_S: Final = 0.25
 """How long one query waits for what it began; the rest goes on behind it."""
 TROUBLE_FIRST_S: Final = 1.0
@@ -190,10 +192,10 @@ class LocalScheduler:
         trouble = self._troubles.get(key)
         if not entry.holds or key in self._tasks or (trouble and at < trouble[1]):
             return None
-        if entry.forking:
-            return self._begin(key, self._recover(key, cells is not None))
         cell = cells.get(key) if cells is not None else None
         lives = cell is not None and cell["processes"] > 0
+        if entry.forking:
+            return self._begin(key, self._recover(key, lives or cells is None, cells is not None))
         overdue = at >= _find_end(entry)
         if lives and not overdue:
             return None
@@ -208,29 +210,32 @@ class LocalScheduler:
             self._spool.change(key, forking=False, attempts=entry.attempts - 1, started=None, deadline=None)
         except PorticoError as error:
             log.warning("session %s did not start: %s %s", key, error.message, error.why)
-            await self._recover(key, has_cells, error)
+            self._spool.change(key, detail=f"{error.message} {error.why}".strip()[:500])
+            if not isinstance(error, Unavailable):  # the same would be said again
+                self._spool.change(key, attempts=ATTEMPTS)
         else:
             self._take_up(key)
 
     def _take_up(self, key: str) -> None:
-        entry = self._spool.change(key, forking=False, state=JobState.RUNNING)
+        entry = self._spool.change(key, forking=False, state=JobState.RUNNING, detail="")
         if entry.cancelled:  # somebody was faster than the start
             self._terminate(entry)
 
-    async def _recover(self, key: str, has_cells: bool, error: PorticoError | None = None) -> None:
+    async def _recover(self, key: str, may_live: bool, has_cells: bool) -> None:
         """Find out what became of a start that failed, or during which Portico died."""
         look = await self._look(key)
+        entry = self._get(key)
         if look["running"]:
             self._take_up(key)
             return
+        if may_live and entry.started and self._clock() < entry.started + SETTLE:
+            return  # its shepherd may be about to write down that it runs
         await self._clear(key, has_cells)
         entry = self._get(key)
         if look["ended"] or entry.cancelled:
             self._end(key, *explain_end(look, entry.cancelled, oom_kills=0))
-        elif error and (not isinstance(error, Unavailable) or entry.attempts >= ATTEMPTS):
-            self._end(key, Reason.NOT_STARTED, f"{error.message} {error.why}".strip())
-        elif look.get("gone"):
-            self._end(key, Reason.NOT_STARTED, str(look["gone"]))
+        elif look.get("gone") or (entry.detail and entry.attempts >= ATTEMPTS):
+            self._end(key, Reason.NOT_STARTED, entry.detail or str(look["gone"]))
         else:
             self._spool.change(key, forking=False, started=None, deadline=None)
 
@@ -302,7 +307,7 @@ class LocalScheduler:
         for entry in self._spool:
             waiting_for, request = "", entry.request
             if entry.forking:
-                waiting_for = "its start"
+                waiting_for = WAIT_START
             elif entry.state is JobState.QUEUED:
                 position += 1
                 waiting_for = describe_wait(position, request, capacity)

@@ -7,11 +7,13 @@ large job is never starved by small ones. It costs some idle cores, which intera
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from portico.errors import Invalid
 from portico.schedulers.protocol import Capacity, JobRequest
 
-GB = 1_000_000_000
+GB: Final = 1_000_000_000
+WAIT_START: Final = "its start"
 
 
 def choose_next(queued: Iterable[JobRequest], capacity: Capacity) -> list[JobRequest]:
@@ -36,7 +38,7 @@ def describe_wait(position: int, request: JobRequest, capacity: Capacity) -> str
         lacks.append("1 more core" if cores == 1 else f"{cores:g} more cores")
     if (memory := request.memory_bytes - (capacity.memory_bytes - capacity.memory_held_bytes)) > 0:
         lacks.append(f"{memory / GB:.1f} GB more memory")
-    return f"{' and '.join(lacks)} to become free" if lacks else "its start"
+    return f"{' and '.join(lacks)} to become free" if lacks else WAIT_START
 
 
 def refuse_impossible(request: JobRequest, capacity: Capacity) -> None:

@@ -248,10 +248,11 @@ class Doors:
         def look(tx: Transaction) -> list[str]:
             gone = []
             shares: set[int] = set()
+            signed_in = find_signed_in(tx, self._config, self._clock())
             for tag in tags:
                 kind, _, name = tag.partition(":")
                 if kind == "sign-in":
-                    is_gone = not name.isdigit() or tx.find_sign_in_by_id(int(name)) is None
+                    is_gone = not name.isdigit() or int(name) not in signed_in
                 elif kind == "user":
                     user = tx.find_user(name)
                     is_gone = user is None or user.state is UserState.LOCKED
@@ -295,6 +296,12 @@ def _require_ready(session: Session) -> None:
     # Only after it is known that it is theirs: others don't learn that it exists.
     if session.state is not SessionState.READY:
         raise NotFound("This session is not ready.", why=f"It is {session.state}.", hint="Look at its page.")
+
+
+def find_signed_in(tx: Transaction, config: Config, at: datetime) -> set[int]:
+    """Return the ids of all sign-ins that hold, as Accounts.authenticate judges it."""
+    idle = timedelta(hours=config.idle_hours)
+    return {found.id for found in tx.list_sign_ins(at, limit=1_000_000) if at - found.last_seen < idle}
 
 
 def _find_live_share(tx: Transaction, session: Session, who: Identity) -> Share | None:

@@ -21,8 +21,10 @@ from portico.model import Reason, Session, SessionState, Share, UserState
 from portico.schedulers.ending import explain_end
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import JobRequest, JobState, JobStatus
+from portico.schedulers.queue import WAIT_START
 from portico.sessions.catalog import Catalog
 from portico.sessions.changes import Changes
+from portico.sessions.doors import find_signed_in
 from portico.sessions.machine import BrokerMachine, is_in_cell
 from portico.sessions.reasons import WAIT_END, WAIT_SOCKET
 from portico.sessions.record import clean_text, parse_record
@@ -32,9 +34,11 @@ from portico.store import Transaction
 log = logging.getLogger(__name__)
 
 TURN_S: Final = 1.0
-TURN_ENDING_S: Final = 0.1
-"""While somebody waits for an end."""
+TURN_HURRY_S: Final = 0.1
+"""While somebody waits for a start or an end that is under way."""
 PRUNE_S: Final = 600.0
+CUT_S: Final = 15.0
+"""Between two looks for sign-ins that ran out, whose streams are cut then. What a person ends is cut at once."""
 SEARCH_S: Final = 10.0
 """Between two searches for sessions that nobody knows."""
 PROBE_FIRST_S: Final = 0.02
@@ -76,6 +80,8 @@ class Keeper:
         self._searched: tuple[frozenset[str], frozenset[str]] | None = None
         self._search_at = 0.0
         self._prune_at = 0.0
+        self._cut_at = 0.0
+        self._signed_in: set[int] = set()
         self._turn_s = TURN_S
         self._first = True
 
@@ -105,7 +111,10 @@ class Keeper:
     async def _turn(self) -> None:
         live = await self._rows.read(lambda tx: tx.list_live_sessions())
         statuses = await self._scheduler.query()
-        self._turn_s = TURN_ENDING_S if any(s.waiting_for == WAIT_END for s in live) else TURN_S
+        hurry = any(s.waiting_for == WAIT_END for s in live) or any(
+            status.waiting_for == WAIT_START for status in statuses.values()
+        )
+        self._turn_s = TURN_HURRY_S if hurry else TURN_S
         for session in live:
             await self._guard(session.id, self._follow(session, statuses.get(session.id)))
         self._first = False
@@ -116,6 +125,9 @@ class Keeper:
         if time.monotonic() >= self._search_at:
             self._search_at = time.monotonic() + SEARCH_S
             self._beside("search", self._search())
+        if time.monotonic() >= self._cut_at:
+            self._cut_at = time.monotonic() + CUT_S
+            self._beside("cut", self._cut_expired())
         if time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + PRUNE_S
             self._beside("prune", self._prune())
@@ -316,6 +328,13 @@ class Keeper:
         log.info("session %s of %s was found again", session.id, session.user_name)
         self._changes.tell(session.user_name)
         self.wake()
+
+    async def _cut_expired(self) -> None:
+        """Cut the streams of sign-ins whose time is over, or that were not used for too long."""
+        signed_in = await self._rows.read(lambda tx: find_signed_in(tx, self._config, self._clock()))
+        if gone := self._signed_in - signed_in:
+            self._cut([f"sign-in:{sign_in_id}" for sign_in_id in gone])
+        self._signed_in = signed_in
 
     async def _prune(self) -> None:
         """Remove what ended long ago, with its folder."""

@@ -25,7 +25,7 @@ from machines import (
 from portico.errors import Conflict, Invalid, PorticoError, Unavailable
 from portico.model import Reason
 from portico.schedulers import local
-from portico.schedulers.local import ATTEMPTS, OVERDUE, STOP_GRACE, LocalScheduler
+from portico.schedulers.local import ATTEMPTS, OVERDUE, SETTLE, STOP_GRACE, LocalScheduler
 from portico.schedulers.protocol import Capacity, JobRequest, JobState
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -136,8 +136,32 @@ def test_a_start_whose_agent_vanished_counts_if_it_happened(folder: Path) -> Non
     async def test() -> None:
         place = Place(folder, AgentThatVanishes(), Capacity(1, 8 * GB))
         key = await place.submit(1)
+        await place.scheduler.query()
         assert (await place.states())[key] is JobState.RUNNING
         assert place.machine.jobs[key].starts == 1
+
+    run(test())
+
+
+def test_a_start_that_is_still_under_way_is_not_disturbed(folder: Path) -> None:
+    class TakesItsTime(FakeMachine):
+        """The agent died, and the shepherd that it forked has not yet written that it runs."""
+
+        async def _look(self, user_name: str, args: dict[str, Any]) -> dict[str, Any]:
+            return {**await super()._look(user_name, args), "running": False}
+
+    async def test() -> None:
+        place = Place(folder, TakesItsTime(), Capacity(1, 8 * GB))
+        key = await place.submit(1)
+        place.machine.jobs[key].running, place.machine.jobs[key].starts = True, 1
+        place.scheduler._spool.change(key, forking=True, started=START, deadline=START + timedelta(hours=1))
+        place.begin()
+        for _ in range(3):
+            assert (await place.states())[key] is JobState.QUEUED
+        assert place.machine.jobs[key].running
+        place.clock.advance(SETTLE.total_seconds())  # then it never will
+        await place.scheduler.query()
+        assert not place.machine.jobs[key].running
 
     run(test())
 
@@ -147,7 +171,7 @@ def test_a_refused_start_ends_with_the_reason_and_frees_its_place(folder: Path) 
         machine = BrokerThatRefuses(error, attempts)
         place = Place(folder / str(attempts), machine, Capacity(1, 8 * GB))
         first, second = await place.submit(1), await place.submit(2)
-        for _ in range(attempts):
+        for _ in range(2 * attempts):  # a start, and a look at what became of it
             await place.scheduler.query()
         status = (await place.scheduler.query())[first]
         assert (status.state, status.reason, status.detail) == (JobState.ENDED, Reason.NOT_STARTED, "No. Why.")

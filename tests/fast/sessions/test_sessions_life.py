@@ -507,3 +507,22 @@ def test_the_keeper_ends_when_it_is_told_though_there_is_news(tmp_path: Path) ->
             desk.begin()
 
     run(test())
+
+
+def test_streams_of_a_sign_in_that_ran_out_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portico.sessions.keeper.CUT_S", 0.0)
+
+    async def test() -> None:
+        desk = Desk(tmp_path, sign_in_hours=12.0)
+        alice = desk.add_user("alice")
+        async with desk.keeping():
+            await desk.start_ready(alice)
+            assert desk.cut == []
+            desk.clock.advance(hours=13)
+
+            async def cut() -> bool:
+                return f"sign-in:{alice.sign_in_id}" in desk.cut
+
+            await until(cut)
+
+    run(test())

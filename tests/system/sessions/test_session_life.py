@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -108,7 +109,7 @@ def test_killed_in_the_middle_of_a_start_it_starts_once() -> None:
         warm = await place.sessions.start(alice, "work")
         await place.wait(alice, warm, SessionState.READY)
         starts = place.find_home(alice) / "starts"
-        for delay_ms in (0, 2, 5, 10, 20, 40):
+        for delay_ms in (0, 3, 6, 10, 14, 18, 22, 26, 30, 40):
             session = await place.sessions.start(alice, "work")
             await asyncio.sleep(delay_ms / 1000)
             await place.kill_everything()
@@ -119,7 +120,7 @@ def test_killed_in_the_middle_of_a_start_it_starts_once() -> None:
             assert len(starts.read_text().split()) in (before, before + 1)
             await place.sessions.stop(alice, session.id)
             await place.wait(alice, session, SessionState.ENDED)
-        assert len(starts.read_text().split()) == 7
+        assert len(starts.read_text().split()) == 11
 
     run(test)
 
@@ -173,8 +174,9 @@ def test_a_running_session_is_found_again_though_database_and_spool_are_lost() -
     run(test)
 
 
-def test_nobody_adopts_another_ones_cell() -> None:
+def test_nobody_adopts_another_ones_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     """bob writes a session folder with the id of alice's session, and points it at a process of his own."""
+    monkeypatch.setattr("portico.sessions.keeper.SEARCH_S", 1.0)
 
     async def test(place: Brokered) -> None:
         alice, bob = place.add_user("alice"), place.add_user("bob")
@@ -205,7 +207,9 @@ def test_nobody_adopts_another_ones_cell() -> None:
     run(test)
 
 
-def test_the_time_limit_ends_it_though_its_user_has_stopped_the_shepherd() -> None:
+def test_the_time_limit_ends_it_though_its_user_has_stopped_the_shepherd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portico.schedulers.local.OVERDUE", timedelta(seconds=3))
+
     async def test(place: Brokered) -> None:
         alice = place.add_user("alice")
         place.add_app("work", "echo hi; listen sleep 1000")
@@ -342,7 +346,7 @@ def test_a_user_who_stops_the_own_agent_holds_up_nobody_else() -> None:
         ready = await place.wait(bob, his, SessionState.READY, 5)
         assert ready.ready and (ready.ready - ready.created).total_seconds() < 3
         for session in hers:  # her stopped agent is given up, and another one asked
-            assert (await place.wait(alice, session, SessionState.ENDED, 40)).reason is Reason.LOST
+            assert (await place.wait(alice, session, SessionState.ENDED, 40)).reason in (Reason.LOST, Reason.FAILED)
         os.kill(agent, signal.SIGKILL)
 
     run(test)
