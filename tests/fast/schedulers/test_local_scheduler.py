@@ -451,3 +451,25 @@ def test_a_defect_with_one_job_stays_with_it(folder: Path) -> None:
         assert await place.states() == {hers: JobState.RUNNING, his: JobState.ENDED}
 
     run(test())
+
+
+def test_one_that_cannot_be_looked_at_is_tried_ever_less_often(folder: Path) -> None:
+    class Broken(FakeMachine):
+        looks = 0
+
+        async def look(self, user_name: str, key: str) -> dict[str, Any]:
+            self.looks += 1
+            raise Unavailable("The file server does not answer.")
+
+    async def test() -> None:
+        machine = Broken()
+        place = Place(folder, machine, Capacity(2, 8 * GB))
+        key = await place.submit(1)
+        await place.scheduler.query()
+        machine.end(key)
+        for _ in range(60):
+            assert (await place.states())[key] is JobState.RUNNING
+            place.clock.advance(1)
+        assert 4 <= machine.looks <= 7
+
+    run(test())
