@@ -1,4 +1,4 @@
-"""From "fork an agent" to its first answer: Portico's broker beside starting a fresh Python as the user, in the same run.
+"""From "fork an agent" to its first answer: the broker beside a fresh Python started as the user, in the same run.
 
 Both do the same for the same POSIX account: become that user, then answer one question over a socket. The broker forks
 a process that has imported everything; the peer is what one does without it. Prints medians and the ratio; the target
