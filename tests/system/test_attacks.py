@@ -176,7 +176,24 @@ def test_bobs_uid_is_only_bob_for_the_api(scene: Scene) -> None:
     assert json.loads(said)["name"] == scene.house.get_name("bob")
 
 
+def test_an_admins_own_processes_are_no_admin(scene: Scene) -> None:
+    admin = scene.house.admin()
+    admin.wait(admin.start("terminal")["id"])
+    me = json.loads(scene.house.cli("whoami", "--json", user=scene.house.admin_name).stdout)
+    assert me["role"] == "user", "whatever an admin's notebook runs must not be an admin"
+    assert scene.house.cli("user", "list", user=scene.house.admin_name, check=False).returncode == 1
+
+
 # strangers at the gateway
+
+
+def test_the_apps_origin_serves_nothing_of_the_portal(scene: Scene) -> None:
+    apps = f"http://localhost:{scene.house.apps_port}"
+    paths = ["/", "/sign-in", "/account", "/admin/users", "/events", f"/sessions/{scene.terminal}", "/api/v1/me"]
+    with httpx.Client(base_url=apps, cookies=dict(scene.alice.http.cookies), headers={"Origin": apps}) as client:
+        for path in [*paths, "/api/v1/openapi.json", "/static/", "/_portico/", "/_portico/../sign-in"]:
+            assert client.get(path).status_code in (400, 404), path
+        assert client.post("/sign-in", data={"name": "x", "password": "x"}).status_code in (400, 404)
 
 
 def send_raw(port: int, data: bytes, timeout_s: float = 5) -> bytes:
