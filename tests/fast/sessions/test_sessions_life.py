@@ -94,7 +94,9 @@ def test_two_at_once_do_not_pass_the_limit(tmp_path: Path) -> None:
         alice, bob = desk.add_user("alice"), desk.add_user("bob")
         tries = (desk.sessions.start(who, "shell") for who in (alice, alice, alice, bob))
         results = await asyncio.gather(*tries, return_exceptions=True)
-        assert [type(result) for result in results] == [Session, Session, TooMany, Session]
+        kinds = [type(result) for result in results]
+        assert sorted(kinds[:3], key=str) == sorted([Session, Session, TooMany], key=str)  # whichever came last
+        assert kinds[3] is Session
 
     run(test())
 
