@@ -53,7 +53,11 @@ class PlainConnection:
         sock.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._sock = sock
-        self._waiters: dict[bool, asyncio.Future[None]] = {}  # True: until it can be written to
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._watcher: Callable[[], None] | None = None
+        self._is_registered = False
+        self._is_drained = True
         self._turn = 0
         self._closed = False
         self.fd = sock.fileno()
@@ -62,11 +66,14 @@ class PlainConnection:
     async def read(self, limit: int = READ_BYTES) -> bytes:
         """Return the next bytes; empty at the end."""
         while True:
+            if self._is_drained:  # the last read took all there was, so another one would mostly find nothing
+                await self.wait_readable()
             try:
                 data = self._sock.recv(limit)
             except (BlockingIOError, InterruptedError):
-                await self.wait_readable()
+                self._is_drained = True
                 continue
+            self._is_drained = len(data) < limit
             self.heard = self._loop.time()
             await self.take_turn(len(data))
             return data
@@ -88,26 +95,37 @@ class PlainConnection:
 
     async def wait_readable(self) -> None:
         """Wait until a read returns something."""
-        waiter = self._wait(writing=False)
-        self._loop.add_reader(self.fd, _set, waiter)
+        self._check_open()
+        self._reader = self._loop.create_future()
+        if not self._is_registered:
+            self._loop.add_reader(self.fd, self._on_readable)
+            self._is_registered = True
         try:
-            await waiter
+            await self._reader
         finally:
-            self._waiters.pop(False, None)
-            if not self._closed:
-                self._loop.remove_reader(self.fd)
+            self._reader = None
 
     async def wait_writable(self) -> None:
         """Wait until a write is taken, which is a sign of life too: the other end has taken what waited."""
-        waiter = self._wait(writing=True)
-        self._loop.add_writer(self.fd, _set, waiter)
+        self._check_open()
+        self._writer = self._loop.create_future()
+        self._loop.add_writer(self.fd, _set, self._writer)
         try:
-            await waiter
+            await self._writer
             self.heard = self._loop.time()
         finally:
-            self._waiters.pop(True, None)
+            self._writer = None
             if not self._closed:
                 self._loop.remove_writer(self.fd)
+
+    def _on_readable(self) -> None:
+        """Wake who waits. Registered until nobody does, so that a quiet exchange costs no epoll_ctl(2) at all."""
+        if self._reader is not None:
+            _set(self._reader)
+            return
+        self._unregister()
+        if self._watcher is not None:
+            self._look()
 
     async def take_turn(self, moved_bytes: int) -> None:
         """Let others run after a megabyte or so: bytes that are always ready would never yield by themselves."""
@@ -128,24 +146,31 @@ class PlainConnection:
 
     def watch(self, on_gone: Callable[[], None]) -> None:
         """Call ``on_gone`` once when the other end closes."""
-        if not self._closed and False not in self._waiters:
-            self._loop.add_reader(self.fd, self._look, on_gone)
+        if not self._closed:
+            self._watcher = on_gone
+            if not self._is_registered:
+                self._loop.add_reader(self.fd, self._on_readable)
+                self._is_registered = True
 
     def unwatch(self) -> None:
         """End the watch."""
-        if not self._closed and False not in self._waiters:
-            self._loop.remove_reader(self.fd)
+        self._watcher = None
 
-    def _look(self, on_gone: Callable[[], None]) -> None:
+    def _look(self) -> None:
         try:
             data = self._sock.recv(1, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             data = b""
-        self._loop.remove_reader(self.fd)
-        if not data:
-            on_gone()
+        told, self._watcher = self._watcher, None
+        if not data and told is not None:
+            told()
+
+    def _unregister(self) -> None:
+        if self._is_registered:
+            self._is_registered = False
+            self._loop.remove_reader(self.fd)
 
     def shutdown_write(self) -> bool:
         """Tell the other end that nothing follows."""
@@ -158,11 +183,12 @@ class PlainConnection:
         if self._closed:
             return
         self._closed = True
-        self._loop.remove_reader(self.fd)
+        self._watcher = None
+        self._unregister()
         self._loop.remove_writer(self.fd)
         self._sock.close()
-        for waiter in self._waiters.values():
-            if not waiter.done():
+        for waiter in (self._reader, self._writer):
+            if waiter is not None and not waiter.done():
                 waiter.set_exception(ConnectionAbortedError("closed here"))
 
     async def finish(self, timeout_s: float) -> None:
@@ -178,11 +204,9 @@ class PlainConnection:
         finally:
             self.close()
 
-    def _wait(self, *, writing: bool) -> asyncio.Future[None]:
+    def _check_open(self) -> None:
         if self._closed:
             raise ConnectionAbortedError("closed here")
-        waiter = self._waiters[writing] = self._loop.create_future()
-        return waiter
 
 
 class _TlsProtocol(asyncio.StreamReaderProtocol):
@@ -245,7 +269,8 @@ class TlsConnection:
     def close(self) -> None:
         """Close at once."""
         self.unwatch()
-        self._writer.transport.abort()
+        with contextlib.suppress(AttributeError):  # Python 3.11: abort() of a transport that has closed by itself
+            self._writer.transport.abort()
 
     async def finish(self, timeout_s: float) -> None:
         """Close after what was written, with a close_notify."""
@@ -257,7 +282,7 @@ class TlsConnection:
         except (OSError, TimeoutError):
             pass
         finally:
-            self._writer.transport.abort()
+            self.close()
 
 
 async def open_tls(sock: socket.socket, context: ssl.SSLContext, handshake_s: float) -> TlsConnection:

@@ -18,9 +18,7 @@ HOP_BY_HOP: Final = frozenset(
 )
 """RFC 9110, 7.6.1, with the ones that were in use before it."""
 
-_OURS: Final = re.compile(
-    rb"(?:x[-_](?:portico|forwarded|real)[-_].*|forwarded|content[-_]length|host|expect)\Z"
-)
+_OURS: Final = re.compile(rb"(?:x[-_](?:portico|forwarded|real)[-_].*|forwarded|content[-_]length|host|expect)\Z")
 _PORTICO_COOKIE: Final = re.compile(rb"(?:__(?:host|secure|http|host-http)-)?portico", re.IGNORECASE)
 _WEBSOCKET_REQUEST: Final = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-protocol", b"sec-websocket-extensions"}

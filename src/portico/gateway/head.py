@@ -239,8 +239,9 @@ def render_head(first_line: bytes, headers: Iterable[Header]) -> bytes:
         ValueError: A value would break its line, which is a defect of the caller.
 
     """
-    head = b"".join((first_line, b"\r\n", *(b"%b: %b\r\n" % header for header in headers), b"\r\n"))
-    if head.count(b"\r\n\r\n") != 1 or b"\0" in head or _BARE_LF.search(head):
+    lines = [first_line, *(b"%b: %b" % header for header in headers)]
+    head = b"\r\n".join((*lines, b"", b""))
+    if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1 or b"\0" in head:
         raise ValueError("a header value would break its line")
     return head
 

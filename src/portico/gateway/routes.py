@@ -32,6 +32,7 @@ HELLO_TAGS: Final = 2000
 """Tags in one ``hello``: with 40 bytes each it is well below a message's limit; more tags take more notices."""
 
 _CUTS_REMEMBERED_S: Final = 2 * ASK_S
+_CONTROLS: Final = frozenset(map(chr, [*range(32), 127]))
 
 
 @dataclass(eq=False)
@@ -94,9 +95,10 @@ def parse_decision(packet: wire.Packet) -> Way | Answer:
             headers = body.get("headers") or {}
             pairs = headers.items() if isinstance(headers, dict) else headers
             status = int(body["status"])
-            if not 200 <= status <= 599:
-                raise ValueError("status")
-            return Answer(status, tuple((str(k), str(v)) for k, v in pairs), str(body.get("body", "")).encode())
+            given = tuple((str(name), str(value)) for name, value in pairs)
+            if not 200 <= status <= 599 or any(set(name + value) & _CONTROLS for name, value in given):
+                raise ValueError("status or header")
+            return Answer(status, given, str(body.get("body", "")).encode())
         tags = frozenset(str(tag) for tag in body["tags"])
         if kind not in ("http", "stream") or len(fds) != 1 or not tags:
             raise ValueError("kind")

@@ -133,6 +133,8 @@ class Gateway:
         except asyncio.CancelledError:
             if not self.closing:
                 raise
+        except Exception:  # a defect of ours ends one connection, and is told
+            log.exception("a connection failed")
         finally:
             if connection is None:
                 sock.close()
