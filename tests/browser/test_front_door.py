@@ -134,8 +134,11 @@ def test_notebook_cell_terminal_and_kernel(house: RunningPortico, alice: Visitor
     assert lab.url.startswith(f"http://localhost:{house.apps_port}/s/{session_id}/"), "an origin of its own"
     lab.locator(".jp-LauncherCard[data-category=Notebook]").first.click()
     lab.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    lab.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
+    expect(lab.get_by_role("button", name=re.compile("Idle")).first).to_be_visible(timeout=60_000)
+    cell = lab.locator(".jp-Notebook .jp-Cell .cm-content").first
+    cell.click()
     lab.keyboard.type("import os; print(6 * 7, os.environ['USER'])")
+    expect(cell).to_contain_text("os.environ", timeout=10_000)  # typed while the notebook still opened, it is lost
     lab.keyboard.press("Shift+Enter")
     expect(lab.locator(".jp-OutputArea-output pre").first).to_have_text(
         re.compile(f"42 {house.get_name('alice')}"), timeout=60_000

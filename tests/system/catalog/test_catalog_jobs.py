@@ -292,6 +292,17 @@ def _run_cell(job: Job, kernel_id: str, code: str, until: str) -> str:
         return text
 
 
+def test_jupyter_asks_nothing_at_its_first_start(start: Callable[..., Job]) -> None:
+    job = start("jupyter")
+    job.connect(60).close()
+    page = _request(job, "GET", "lab", None, {})[2]
+    config = json.loads(
+        page.partition('<script id="jupyter-config-data" type="application/json">')[2].partition("<")[0]
+    )
+    disabled = [entry if isinstance(entry, str) else entry["raw"] for entry in config["disabledExtensions"]]
+    assert "@jupyterlab/apputils-extension:announcements" in disabled
+
+
 def test_jupyter_ends_with_TERM_and_leaves_no_runtime_folder(start: Callable[..., Job]) -> None:
     job = start("jupyter")
     job.connect(60).close()

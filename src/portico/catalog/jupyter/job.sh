@@ -77,6 +77,12 @@ class IOPubThread(iostream.IOPubThread):
 kernelapp.IOPubThread = IOPubThread
 kernelapp.launch_new_instance()
 PYTHON
+# No question about news from the network at the first start.
+mkdir -p "$JUPYTER_RUNTIME_DIR/config/labconfig"
+cat >"$JUPYTER_RUNTIME_DIR/config/labconfig/page_config.json" <<'JSON'
+{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}
+JSON
+export JUPYTER_CONFIG_PATH="$JUPYTER_RUNTIME_DIR/config${JUPYTER_CONFIG_PATH:+:$JUPYTER_CONFIG_PATH}"
 export JUPYTER_PATH="$JUPYTER_RUNTIME_DIR/share${JUPYTER_PATH:+:$JUPYTER_PATH}"
 
 PATH=$PORTICO_APPS/jupyter/bin:$PATH
@@ -95,6 +101,4 @@ export PATH SHELL="${SHELL:-/bin/sh}"
     --ServerApp.answer_yes=True \
     --IdentityProvider.token= \
     --PasswordIdentityProvider.hashed_password= \
-    --KernelManager.transport=ipc \
-    --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
-    --LabApp.news_url=
+    --KernelManager.transport=ipc
