@@ -3,7 +3,7 @@
 
 import RFB from "./vendor/novnc/core/rfb.js";
 import KeyTable from "./vendor/novnc/core/input/keysym.js";
-import { makeBackoff, say, screen, stage, tool, url, viewOnly } from "./stage.js";
+import { makeBackoff, reloadIfGone, say, screen, stage, tool, url, viewOnly } from "./stage.js";
 
 const backoff = makeBackoff();
 const text = stage.querySelector("[data-panel=clipboard] textarea");
@@ -33,9 +33,7 @@ async function stay() {
   while (true) {
     await connect();
     say("connection lost; trying again…", "down");
-    // Taken back, ended, or only a lost connection? The page knows.
-    const answer = await fetch(location.href, { redirect: "manual" }).catch(() => null);
-    if (answer && !answer.ok && answer.status !== 503) return location.reload();
+    await reloadIfGone();
     await backoff.wait();
   }
 }

@@ -2,6 +2,9 @@
 
 const live = () => [...document.querySelectorAll("[data-live]")];
 
+// Who works with the keyboard keeps their place: the same button of the same form, the same link.
+const describe = (item) => [item.textContent, item.getAttribute("href"), item.form?.getAttribute("action")].join(" ");
+
 async function refresh() {
   const answer = await fetch(location.href, { headers: { Accept: "text/html" }, redirect: "manual" });
   if (answer.type === "opaqueredirect") return location.reload();
@@ -13,11 +16,10 @@ async function refresh() {
     // A page whose session has moved on has other parts: a terminal, say. It is loaded anew.
     if (old.dataset.state && old.dataset.state !== found.dataset.state) return location.reload();
     const open = [...old.querySelectorAll("details")].map((item) => item.open);
-    const focused = old.contains(document.activeElement);
-    if (!focused && old.innerHTML !== found.innerHTML) {
-      old.replaceChildren(...found.childNodes);
-      old.querySelectorAll("details").forEach((item, at) => { if (at < open.length) item.open = open[at]; });
-    }
+    const focused = old.contains(document.activeElement) ? document.activeElement : null;
+    old.replaceChildren(...found.childNodes);
+    old.querySelectorAll("details").forEach((item, at) => { if (at < open.length) item.open = open[at]; });
+    if (focused) [...old.querySelectorAll(focused.tagName)].find((item) => describe(item) === describe(focused))?.focus();
   }
   show();
 }
@@ -27,17 +29,19 @@ function refreshSoon() {
   due ??= setTimeout(() => { due = null; refresh().catch(() => {}); }, 50);
 }
 
+// One feed for each page that is looked at: a browser opens only six connections to a site (HTTP/1.1).
+let events = null;
 function listen() {
-  if (!live().length || !document.querySelector(".who")) return;
-  const everyone = document.querySelector("[data-everyone]") ? "?everyone=true" : "";
-  const events = new EventSource("/events" + everyone);
-  let first = true;
-  events.addEventListener("hello", () => { if (!first) refreshSoon(); first = false; });
+  if (document.hidden) { events?.close(); events = null; return; }
+  if (events || !live().length || !document.querySelector(".who")) return;
+  events = new EventSource(document.querySelector("[data-everyone]") ? "/events?everyone=true" : "/events");
+  events.addEventListener("hello", refreshSoon); // what changed while nobody listened
   events.addEventListener("change", refreshSoon);
   events.addEventListener("end", () => location.reload());
-  refreshSoon(); // what changed between the page and the first event
-  addEventListener("pagehide", () => events.close());
 }
+document.addEventListener("visibilitychange", listen);
+addEventListener("pagehide", () => { events?.close(); events = null; });
+addEventListener("pageshow", listen);
 
 function show() {
   for (const item of document.querySelectorAll("[data-ends]")) {

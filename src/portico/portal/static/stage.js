@@ -32,6 +32,12 @@ export function makeBackoff() {
 // 4001: what the stream lived by was taken back. The page itself says why, once it is loaded anew.
 export const CUT = 4001;
 
+// Taken back, ended, signed out, or only a lost connection? The page knows; if it is another one now, it is loaded anew.
+export async function reloadIfGone() {
+  const answer = await fetch(location.href, { redirect: "manual" }).catch(() => null);
+  if (answer && !answer.ok && answer.status < 500) location.reload();
+}
+
 export const tool = (name) => stage.querySelector(`[data-do=${name}]`);
 tool("fullscreen")?.addEventListener("click", () => {
   if (document.fullscreenElement) document.exitFullscreen();

@@ -4,7 +4,7 @@
 import { Terminal } from "./vendor/xterm/xterm.mjs";
 import { FitAddon } from "./vendor/xterm/addon-fit.mjs";
 import { WebLinksAddon } from "./vendor/xterm/addon-web-links.mjs";
-import { CUT, makeBackoff, say, screen, stage, tool, url, viewOnly } from "./stage.js";
+import { CUT, makeBackoff, reloadIfGone, say, screen, stage, tool, url, viewOnly } from "./stage.js";
 
 const terminal = new Terminal({
   fontFamily: 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace',
@@ -105,6 +105,7 @@ async function stay() {
     if (exited) return say("ended");
     if (code === CUT) return location.reload();
     say("connection lost; trying again…", "down");
+    await reloadIfGone();
     await backoff.wait();
   }
 }
