@@ -43,16 +43,27 @@ class Visitor:
         if not any(harmless in text for harmless in HARMLESS):
             self.complaints.append(text)
 
+    def go(self, path: str) -> None:
+        """Open a page of the portal; one that is just loading itself anew gets a moment."""
+        for last in (False, False, True):
+            try:
+                self.page.goto(f"{self.url}{path}")
+                return
+            except Error as error:
+                if last or "interrupted by another navigation" not in error.message:
+                    raise
+                self.page.wait_for_timeout(300)
+
     def start(self, app: str) -> str:
         """Press Start on a card; return the session's id once its page is there."""
-        self.page.goto(f"{self.url}/")
+        self.go("/")
         self.page.locator(".card", has=self.page.locator("h3", has_text=app)).locator("button.main").click()
         self.page.wait_for_url("**/sessions/*")
         return self.page.url.rpartition("/")[2]
 
     def open(self, session_id: str) -> None:
         """Open a session's page."""
-        self.page.goto(f"{self.url}/sessions/{session_id}")
+        self.go(f"/sessions/{session_id}")
 
     # terminal
 

@@ -34,6 +34,23 @@ export DISPLAY=":$display"
 vncconfig -nowin 2>/dev/null & # older clients' clipboard; the server has its own
 xsetroot -solid '#31505c' 2>/dev/null || true
 
-dbus-run-session -- sh -c 'xterm -fa monospace -fs 11 & exec icewm-session --nobg' &
+# The session bus beside the desktop's other sockets, not in /tmp, where killed sessions would leave theirs. The policy is that of
+# Debian's own session.conf: the bus talks to one uid, and who may connect is its socket's folder's business.
+cat >"$runtime/bus.conf" <<XML
+<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>session</type>
+  <keep_umask/>
+  <listen>unix:path=$runtime/bus</listen>
+  <auth>EXTERNAL</auth>
+  <standard_session_servicedirs/>
+  <policy context="default">
+    <allow send_destination="*" eavesdrop="true"/>
+    <allow eavesdrop="true"/>
+    <allow own="*"/>
+  </policy>
+</busconfig>
+XML
+dbus-run-session --config-file="$runtime/bus.conf" -- sh -c 'xterm -fa monospace -fs 11 & exec icewm-session --nobg' &
 desktop=$!
 wait "$desktop"
