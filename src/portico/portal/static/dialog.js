@@ -12,6 +12,7 @@ function show(text) {
   // What the page behind keeps up to date by its id is not doubled.
   for (const item of sheet.querySelectorAll("[data-live]")) { item.removeAttribute("data-live"); item.removeAttribute("id"); }
   body.replaceChildren(document.importNode(sheet, true));
+  document.dispatchEvent(new Event("portico-shown"));
   const heading = body.querySelector("h1");
   dialog.setAttribute("aria-label", heading ? heading.textContent : "Dialog");
   if (!dialog.open) {

@@ -77,4 +77,5 @@ document.addEventListener("click", async (event) => {
 
 show();
 setInterval(show, 15000);
+document.addEventListener("portico-shown", show);
 listen();
