@@ -6,7 +6,7 @@ PORTICO_SETTINGS, or within a program by ``process.serve(config, listeners, tls)
 
     head, body, forward     HTTP/1.x without I/O: parse, judge, render, filter headers
     websocket, filters      RFC 6455 frames, and what a viewer may say, without I/O
-    connection, bridge      byte streams with back-pressure, plain or TLS; splice(2)
+    connection, bridge      byte streams with back-pressure, plain or TLS; bulk
     upstream, exchange      connections to portal and apps; one request and its answer
     stream                  an app's bytes as a WebSocket
     routes                  asks the portal, keeps its decisions, cuts

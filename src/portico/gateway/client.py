@@ -159,7 +159,7 @@ class Client:
             answer_s=self._gateway.limits.app_answer_s,
             is_closing=lambda: self._gateway.closing,
             limits=self._gateway.limits,
-            pipes=self._gateway.pipes,
+            buffers=self._gateway.buffers,
         )
 
     async def _carry(self, exchange: Exchange) -> bool:
@@ -198,7 +198,7 @@ class Client:
             finally:
                 self._answered = exchange.answered
             if switched:
-                tunnel = Tunnel(self._wire.connection, exchange.upstream.connection, self._gateway.pipes)
+                tunnel = Tunnel(self._wire.connection, exchange.upstream.connection, self._gateway.buffers)
                 with self._gateway.routes.register(way.tags, tunnel.end, is_stream=True):
                     await tunnel.run()
         finally:
@@ -219,7 +219,7 @@ class Client:
             headers.append((b"Sec-WebSocket-Protocol", b"binary"))
         self._answered = True
         connection = self._wire.connection
-        stream = Stream(connection, app.plain, self._wire.buffer, viewer, self._gateway.limits, self._gateway.pipes)
+        stream = Stream(connection, app.plain, self._wire.buffer, viewer, self._gateway.limits, self._gateway.buffers)
         try:
             with self._gateway.routes.register(way.tags, stream.end, is_stream=True):
                 await connection.write(render_response(101, headers))

@@ -1,7 +1,7 @@
 """One byte stream, plain or TLS, with back-pressure: a write returns once the kernel (or TLS) has taken the bytes.
 
-Plain sockets are used without an asyncio transport, because splice(2) needs their descriptors, and because a
-transport keeps buffers that nobody bounds. Only one task may read, and only one may write, at a time.
+Plain sockets are used without an asyncio transport, because a transport allocates for each read and keeps buffers
+that nobody bounds. Only one task may read, and only one may write, at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ class Connection(Protocol):
     """What both kinds can do."""
 
     heard: float  # when the other end last gave a sign of life, in the loop's time
-    fd: int  # for splice(2), or -1 where that can't be used
 
     async def read(self, limit: int = READ_BYTES) -> bytes:
         """Return the next bytes; empty at the end."""
@@ -57,17 +56,16 @@ class PlainConnection:
         self._writer: asyncio.Future[None] | None = None
         self._watcher: Callable[[], None] | None = None
         self._is_registered = False
-        self._is_drained = True
+        self._is_drained = True  # the last read took all there was, so another one would mostly find nothing
         self._turn = 0
         self._closed = False
-        self.fd = sock.fileno()
+        self._fd = sock.fileno()
         self.heard = self._loop.time()
 
     async def read(self, limit: int = READ_BYTES) -> bytes:
         """Return the next bytes; empty at the end."""
         while True:
-            if self._is_drained:  # the last read took all there was, so another one would mostly find nothing
-                await self.wait_readable()
+            await self.wait_for_bytes()
             try:
                 data = self._sock.recv(limit)
             except (BlockingIOError, InterruptedError):
@@ -77,6 +75,25 @@ class PlainConnection:
             self.heard = self._loop.time()
             await self.take_turn(len(data))
             return data
+
+    async def wait_for_bytes(self) -> None:
+        """Wait until there is something to read, or the end."""
+        if self._is_drained:
+            await self.wait_readable()
+
+    async def read_into(self, view: memoryview) -> int:
+        """Read into ``view``; return how much, 0 at the end."""
+        while True:
+            await self.wait_for_bytes()
+            try:
+                size = self._sock.recv_into(view)
+            except (BlockingIOError, InterruptedError):
+                self._is_drained = True
+                continue
+            self._is_drained = size < len(view)
+            self.heard = self._loop.time()
+            await self.take_turn(size)
+            return size
 
     async def write(self, data: bytes | memoryview, *, more: bool = False) -> None:
         """Send all of ``data``."""
@@ -98,7 +115,7 @@ class PlainConnection:
         self._check_open()
         self._reader = self._loop.create_future()
         if not self._is_registered:
-            self._loop.add_reader(self.fd, self._on_readable)
+            self._loop.add_reader(self._fd, self._on_readable)
             self._is_registered = True
         try:
             await self._reader
@@ -109,14 +126,14 @@ class PlainConnection:
         """Wait until a write is taken, which is a sign of life too: the other end has taken what waited."""
         self._check_open()
         self._writer = self._loop.create_future()
-        self._loop.add_writer(self.fd, _set, self._writer)
+        self._loop.add_writer(self._fd, _set, self._writer)
         try:
             await self._writer
             self.heard = self._loop.time()
         finally:
             self._writer = None
             if not self._closed:
-                self._loop.remove_writer(self.fd)
+                self._loop.remove_writer(self._fd)
 
     def _on_readable(self) -> None:
         """Wake who waits. Registered until nobody does, so that a quiet exchange costs no epoll_ctl(2) at all."""
@@ -149,7 +166,7 @@ class PlainConnection:
         if not self._closed:
             self._watcher = on_gone
             if not self._is_registered:
-                self._loop.add_reader(self.fd, self._on_readable)
+                self._loop.add_reader(self._fd, self._on_readable)
                 self._is_registered = True
 
     def unwatch(self) -> None:
@@ -170,7 +187,7 @@ class PlainConnection:
     def _unregister(self) -> None:
         if self._is_registered:
             self._is_registered = False
-            self._loop.remove_reader(self.fd)
+            self._loop.remove_reader(self._fd)
 
     def shutdown_write(self) -> bool:
         """Tell the other end that nothing follows."""
@@ -185,7 +202,7 @@ class PlainConnection:
         self._closed = True
         self._watcher = None
         self._unregister()
-        self._loop.remove_writer(self.fd)
+        self._loop.remove_writer(self._fd)
         self._sock.close()
         for waiter in (self._reader, self._writer):
             if waiter is not None and not waiter.done():
@@ -228,8 +245,6 @@ class _TlsProtocol(asyncio.StreamReaderProtocol):
 
 class TlsConnection:
     """A TLS connection in asyncio's hands; made by :func:`open_tls`."""
-
-    fd = -1
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, protocol: _TlsProtocol) -> None:
         self._loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ from typing import Final
 
 from portico.gateway import websocket as ws
 from portico.gateway.body import LAST_CHUNK, Body, render_chunk
-from portico.gateway.bridge import Pipes, move
+from portico.gateway.bridge import Buffers, move
 from portico.gateway.forward import make_switching_headers
 from portico.gateway.head import (
     Framing,
@@ -68,7 +68,7 @@ class Exchange:
     answer_s: float
     is_closing: Callable[[], bool]
     limits: Limits
-    pipes: Pipes
+    buffers: Buffers
     answered: bool = False  # whether anything was sent to the client
     body_taken: bool = False  # whether the request's body was read to its end
     reusable: bool = False  # whether the upstream connection can carry another exchange
@@ -274,7 +274,7 @@ class Exchange:
                 await client.write(out)
                 out = b""
             if response.framing is Framing.LENGTH:
-                if await move(self.upstream.connection, client, self.pipes, body.left) < body.left:
+                if await move(self.upstream.connection, client, self.buffers, body.left) < body.left:
                     raise ConnectionResetError("the answer was cut")
                 break
             self.upstream.buffer = await self.upstream.connection.read()

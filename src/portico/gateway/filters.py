@@ -27,10 +27,7 @@ class Refused(Exception):
 class Filter(Protocol):
     """Takes what the client sent, cut anywhere; returns what the app may see of it."""
 
-    has_heard_enough: bool
-    """Whether the app's bytes need not be shown to :meth:`hear` any more."""
-
-    def hear(self, data: bytes) -> None:
+    def hear(self, data: bytes | memoryview) -> None:
         """Take what the app sends, before the client gets it.
 
         Raises:
@@ -48,9 +45,7 @@ class Filter(Protocol):
 class PassAll:
     """For the owner."""
 
-    has_heard_enough = True
-
-    def hear(self, data: bytes) -> None:
+    def hear(self, data: bytes | memoryview) -> None:
         """Look at nothing."""
 
     def feed(self, data: bytes) -> bytes:
@@ -71,20 +66,18 @@ class RfbViewer:
         self._heard = bytearray()
         self._skip = 0
         self._stage = "version"
-        self.has_heard_enough = False
 
-    def hear(self, data: bytes) -> None:
+    def hear(self, data: bytes | memoryview) -> None:
         """Read the server's version: with 3.3 nothing that follows would mean what it means here (7.1.2).
 
         Raises:
             Refused: It is not 3.7 or 3.8.
         """
-        if not self.has_heard_enough:
+        if len(self._heard) < 12:
             self._heard += data[: 12 - len(self._heard)]
-            if len(self._heard) == 12:
-                self.has_heard_enough = True
-                if not (self._heard.startswith(b"RFB 003.") and self._heard[8:] >= b"007\n"):
-                    raise Refused("only RFB 3.7 and 3.8 are spoken")
+            is_spoken = self._heard.startswith(b"RFB 003.") and self._heard[8:] >= b"007\n"
+            if len(self._heard) == 12 and not is_spoken:
+                raise Refused("only RFB 3.7 and 3.8 are spoken")
 
     def feed(self, data: bytes) -> bytes:
         """Return what goes on; see Filter."""
@@ -104,7 +97,7 @@ class RfbViewer:
         if self._stage == "version":
             if len(self._buffer) < 12:
                 return False
-            if not self.has_heard_enough:
+            if len(self._heard) < 12:
                 raise Refused("the viewer spoke before the server")
             if bytes(self._buffer[:12]) not in (b"RFB 003.008\n", b"RFB 003.007\n"):
                 raise Refused("only RFB 3.7 and 3.8 are spoken")
@@ -202,13 +195,11 @@ class RfbViewer:
 class PtyViewer:
     """Lets a viewer of a terminal look: attach goes through; input and size do not (docs/protocol.md, Terminal)."""
 
-    has_heard_enough = True
-
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._skip = 0
 
-    def hear(self, data: bytes) -> None:
+    def hear(self, data: bytes | memoryview) -> None:
         """Look at nothing."""
 
     def feed(self, data: bytes) -> bytes:

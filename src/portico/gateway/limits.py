@@ -6,7 +6,7 @@ import resource
 from dataclasses import dataclass
 from typing import Final
 
-_DESCRIPTORS_PER_CONNECTION: Final = 3  # the client's, the app's, and a share of the pipes
+_DESCRIPTORS_PER_CONNECTION: Final = 2  # the client's and the app's
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import ssl
 from collections import Counter
 from typing import Final
 
-from portico.gateway.bridge import Pipes
+from portico.gateway.bridge import Buffers
 from portico.gateway.client import Client
 from portico.gateway.connection import Connection, PlainConnection, open_tls
 from portico.gateway.limits import Limits
@@ -64,7 +64,7 @@ class Gateway:
     def __init__(self, portal_path: str, routes: Routes, limits: Limits | None = None) -> None:
         self.routes = routes
         self.limits = limits or Limits()
-        self.pipes = Pipes()
+        self.buffers = Buffers()
         self.refusals = Refusals()
         self.closing = False
         self._portal_path = portal_path
@@ -188,7 +188,6 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
         self._pool.close()
-        self.pipes.close()
 
 
 def _tune(sock: socket.socket, limits: Limits) -> None:

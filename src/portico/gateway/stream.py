@@ -1,7 +1,7 @@
 """A stream: an app's bytes as the binary messages of a WebSocket that the gateway itself speaks (RFC 6455).
 
-Towards the client a frame is as large as what the app had ready, and its payload stays in the kernel where that is
-possible. Towards the app nothing is written that a filter has not let through.
+Towards the client a frame is as large as what the app had ready. Towards the app nothing is written that a filter has
+not let through.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 from typing import Final
 
 from portico.gateway import websocket as ws
-from portico.gateway.bridge import PIPE_BYTES, Pipe, Pipes, can_splice, drain, fill
+from portico.gateway.bridge import Buffers
 from portico.gateway.connection import READ_BYTES, Connection, PlainConnection
 from portico.gateway.filters import Filter, Refused
 from portico.gateway.limits import Limits
@@ -32,16 +32,16 @@ class Stream:
         said: Bytes of the client that came right behind its handshake.
         viewer: What the client may say, and what is said in its place.
         limits: Times.
-        pipes: For splice.
+        buffers: For bulk.
 
     """
 
     def __init__(
-        self, client: Connection, app: PlainConnection, said: bytes, viewer: Filter, limits: Limits, pipes: Pipes
+        self, client: Connection, app: PlainConnection, said: bytes, viewer: Filter, limits: Limits, buffers: Buffers
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client, self._app, self._said = client, app, said
-        self._filter, self._limits, self._pipes = viewer, limits, pipes
+        self._filter, self._limits, self._buffers = viewer, limits, buffers
         self._ended: asyncio.Future[tuple[int, str]] = self._loop.create_future()
         self._sending = asyncio.Lock()  # a frame is never cut into by another
         self._in_frame = False
@@ -91,46 +91,35 @@ class Stream:
 
     async def _carry_out(self) -> tuple[int, str]:
         bulk = False
-        splice = can_splice(self._app, self._client)
         while True:
-            pipe = self._pipes.take() if bulk and splice and self._filter.has_heard_enough else None
-            if pipe is None:
+            buffer = None
+            if bulk and isinstance(self._client, PlainConnection):
+                await self._app.wait_for_bytes()  # first, so that nobody waits with a buffer in hand
+                buffer = self._buffers.take()
+            if buffer is None:
                 data = await self._app.read()
-                if not data:
-                    return ws.NORMAL, "the app has ended"
                 self._filter.hear(data)
-                await self._send_frame(ws.render_frame(ws.BINARY, data))
-                bulk = len(data) >= READ_BYTES
-                continue
-            moved, empty = fill(pipe, self._app, PIPE_BYTES), False
-            try:
-                if moved:
-                    await self._send_pipe(pipe, moved)
-                empty = True
-            finally:
-                self._pipes.give(pipe, empty=empty)
-            if moved is None:
-                await self._app.wait_readable()
-            elif not moved:
-                return ws.NORMAL, "the app has ended"
+                if size := len(data):
+                    await self._send_frame(ws.render_frame(ws.BINARY, data))
             else:
-                bulk = moved >= READ_BYTES
-                await self._app.take_turn(moved)
+                try:
+                    with memoryview(buffer) as view:
+                        size = await self._app.read_into(view)
+                        self._filter.hear(view[:size])
+                        if size:
+                            await self._send_frame(ws.render_header(ws.BINARY, size), view[:size])
+                finally:
+                    self._buffers.give(buffer)
+            if not size:
+                return ws.NORMAL, "the app has ended"
+            bulk = size >= READ_BYTES
 
-    async def _send_frame(self, frame: bytes) -> None:
+    async def _send_frame(self, data: bytes, payload: memoryview | None = None) -> None:
         async with self._sending:
             self._in_frame = True
-            await self._client.write(frame)
-            self._in_frame = False
-        if self._control:
-            await self._flush()
-
-    async def _send_pipe(self, pipe: Pipe, size: int) -> None:
-        assert isinstance(self._client, PlainConnection)
-        async with self._sending:
-            self._in_frame = True
-            await self._client.write(ws.render_header(ws.BINARY, size), more=True)
-            await drain(pipe, self._client, size)
+            await self._client.write(data, more=payload is not None)
+            if payload is not None:
+                await self._client.write(payload)
             self._in_frame = False
         if self._control:
             await self._flush()
