@@ -29,19 +29,44 @@ function refreshSoon() {
   due ??= setTimeout(() => { due = null; refresh().catch(() => {}); }, 50);
 }
 
-// One feed for each page that is looked at: a browser opens only six connections to a site (HTTP/1.1).
+// A browser opens only six connections to a site (HTTP/1.1), and a feed holds one. So one page of a browser has the feed and tells
+// the others; when it goes, its lock goes to the next. Without locks (plain http, but for localhost) each page that is looked at
+// has a feed of its own.
+const address = document.querySelector("[data-everyone]") ? "/events?everyone=true" : "/events";
+const channel = new BroadcastChannel(address);
 let events = null;
-function listen() {
-  if (document.hidden) { events?.close(); events = null; return; }
-  if (events || !live().length || !document.querySelector(".who")) return;
-  events = new EventSource(document.querySelector("[data-everyone]") ? "/events?everyone=true" : "/events");
-  events.addEventListener("hello", refreshSoon); // what changed while nobody listened
-  events.addEventListener("change", refreshSoon);
-  events.addEventListener("end", () => location.reload());
+
+function hear(news) {
+  if (news === "end") location.reload();
+  else refreshSoon();
 }
-document.addEventListener("visibilitychange", listen);
-addEventListener("pagehide", () => { events?.close(); events = null; });
-addEventListener("pageshow", listen);
+
+function open() {
+  events = new EventSource(address);
+  for (const news of ["hello", "change", "end"]) {
+    events.addEventListener(news, () => { channel.postMessage(news); hear(news); });
+  }
+}
+
+function close() {
+  events?.close();
+  events = null;
+}
+
+function listen() {
+  if (!live().length || !document.querySelector(".who")) return;
+  channel.onmessage = (event) => hear(event.data);
+  refreshSoon(); // what changed between the page and the first news
+  if (navigator.locks) {
+    navigator.locks.request(address, () => { open(); return new Promise(() => {}); });
+    return;
+  }
+  const look = () => (document.hidden ? close() : events ?? open());
+  document.addEventListener("visibilitychange", look);
+  look();
+}
+addEventListener("pagehide", close);
+addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
 function show() {
   for (const item of document.querySelectorAll("[data-ends]")) {
