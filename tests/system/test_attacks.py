@@ -325,7 +325,9 @@ def test_a_stream_ends_within_a_second_of_its_reason(scene: Scene) -> None:
         with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
             while True:
                 connection.recv(timeout=5)
-        assert time.monotonic() - since < 3, "it is milliseconds; a loaded machine has its excuses, a missing cut has not"
+        assert time.monotonic() - since < 3, (
+            "it is milliseconds; a loaded machine has its excuses, a missing cut has not"
+        )
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 4001
 
