@@ -48,7 +48,8 @@ class Refusals:
         self._allowance -= 1
         more = f" ({self._left_out} more were left out)" if self._left_out else ""
         self._left_out = 0
-        log.info("refused %s: %s%s", address[:64], why[:100], more)
+        line = "".join(c if c.isprintable() else "?" for c in why[:100])  # an error's words come from elsewhere
+        log.info("refused %s: %s%s", address[:64], line, more)
 
 
 class Gateway:
