@@ -196,6 +196,7 @@ class RunningPortico:
         finally:
             for entry in [entry for entry in pwd.getpwall() if entry.pw_name.startswith(self.prefix)]:
                 end_processes_of(entry.pw_uid)
+                remove_leftovers_of(entry.pw_uid)
                 shutil.rmtree(entry.pw_dir, ignore_errors=True)
                 subprocess.run(["userdel", entry.pw_name], check=False, capture_output=True)
                 subprocess.run(["groupdel", entry.pw_name], check=False, capture_output=True)
@@ -280,6 +281,16 @@ def _remove_group(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def remove_leftovers_of(uid: int) -> None:
+    """Remove what killed desktops of a test's user leave in /tmp: uids are given again, display sockets would confuse."""
+    assert uid >= 20000
+    for folder in (Path("/tmp"), Path("/tmp/.X11-unix"), Path("/tmp/.ICE-unix")):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            with contextlib.suppress(OSError):
+                if path.lstat().st_uid == uid:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def end_processes_of(uid: int, timeout_s: float = 10) -> None:

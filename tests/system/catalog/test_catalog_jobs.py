@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import websockets.sync.client
 from rfb import RfbClient, connect_unix
-from running import INSTALL_DIR, end_processes_of, find_reason_to_skip, wait_until
+from running import INSTALL_DIR, end_processes_of, find_reason_to_skip, remove_leftovers_of, wait_until
 
 import portico
 from portico.cli.install import make_shared_socket_folders
@@ -74,6 +74,7 @@ def make_account() -> Iterator[Callable[[str], Account]]:
         ids = ["-K", "UID_MIN=20000", "-K", "UID_MAX=59999", "-K", "GID_MIN=20000", "-K", "GID_MAX=59999"]
         subprocess.run(["useradd", "-m", "-U", "-s", "/bin/bash", *ids, full], check=True)
         entry = pwd.getpwnam(full)
+        remove_leftovers_of(entry.pw_uid)  # of an earlier account with this uid
         runtime = run_dir / "users" / str(entry.pw_uid)
         runtime.mkdir(parents=True, mode=0o755)
         os.chown(runtime, entry.pw_uid, entry.pw_gid)
@@ -137,6 +138,7 @@ def start(alice: Account, tmp_path: Path) -> Iterator[Callable[..., Job]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.process.pid, signal.SIGTERM)
     end_processes_of(alice.uid)
+    remove_leftovers_of(alice.uid)
     for job in jobs:
         job.process.wait(10)
 
