@@ -76,7 +76,7 @@ class Brokered:
         self.config = Config(
             run_dir=str(self.folder),
             state_dir=str(self.folder / "state"),
-            install_dir="/opt/portico-dev",
+            install_dir=str(self.folder),
             home_base=str(self.folder / "home"),
             instance=f"pt{self.suffix}",
             apps_port=8001,

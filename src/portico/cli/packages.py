@@ -41,7 +41,7 @@ GROUPS: Final = (
 )  # fmt: skip
 
 NODE: Final = Group("the pages' scripts, while installing", ("nodejs", "npm"))
-TEST: Final = Group("the tests", ("chromium", "x11-utils", "xdotool", "make", "git"))
+TEST: Final = Group("the tests", ("chromium", "x11-utils", "xclip", "xdotool", "make", "git", "openssl", "mount"))
 
 
 def find_missing(packages: Iterable[str]) -> list[str]:

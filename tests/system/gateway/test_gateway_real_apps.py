@@ -20,10 +20,11 @@ import pytest
 import websockets.sync.client
 from gateway_rig import SESSION, Rig, echo_bytes, until
 from rfb import RfbClient, WebSocketStream
+from running import INSTALL_DIR
 
 pytestmark = pytest.mark.system
 
-JUPYTER = Path(os.environ.get("PORTICO_TEST_JUPYTER", "/opt/portico-dev/jupyter/bin/jupyter-lab"))
+JUPYTER = INSTALL_DIR / "jupyter/bin/jupyter-lab"
 SECRET = "correct horse battery staple"
 CAPABILITIES, PROVIDE = 1 << 24, 1 << 28
 NOTICE = struct.pack(">I", 1 << 27 | 1)
