@@ -177,6 +177,24 @@ def test_a_kept_connection_that_the_portal_closed_is_replaced() -> None:
     run(body)
 
 
+def test_a_kept_connection_that_has_ended_is_not_used_for_what_cannot_be_sent_twice() -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+
+    async def body(rig: Rig) -> None:
+        rig.portal.respond = once
+        async with rig.exchange(b"") as raw:
+            for _ in range(3):
+                raw.send(b"POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 1\r\n\r\nx")
+                assert (await raw.answer()).status == 200
+                await until(lambda: not rig.portal._http.open)
+        assert rig.portal.http_connections == 3
+
+    run(body)
+
+
 # apps
 
 
