@@ -125,6 +125,8 @@ class RunningPortico:
         wait_until(lambda: self._is_ready() or self._process_ended(), READY_TIMEOUT_S, "Portico ready")
         if self._process_ended():
             raise RuntimeError("Portico ended:\n" + "\n".join(self.output))
+        if any("has no password yet" in line for line in self.output):  # the link comes on the other stream
+            wait_until(lambda: self.admin_link, READY_TIMEOUT_S, "the admin's link")
 
     def _is_ready(self) -> bool:
         return any("Ctrl-C stops Portico" in line for line in self.output)
