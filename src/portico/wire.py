@@ -18,6 +18,7 @@ import array
 import asyncio
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -130,6 +131,51 @@ def close_all(fds: Sequence[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+def seal(data: bytes) -> int:
+    """Return a descriptor of memory that holds ``data`` and can't be changed (memfd_create(2), fcntl(2) F_ADD_SEALS).
+
+    So pass what is too large for a message, or no text.
+    """
+    fd = os.memfd_create("portico", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_sealed(fd: int, limit_bytes: int) -> bytes:
+    """Return what :func:`seal` put behind a descriptor; the caller closes it.
+
+    A file, pipe or file system of the sender's own, which could make the reader wait, has no such seals.
+
+    Raises:
+        Refused: It is something else, or larger than ``limit_bytes``.
+
+    """
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if seals & _SEALS != _SEALS:
+        raise Refused("A descriptor came that is not sealed memory.")
+    size = os.fstat(fd).st_size
+    if size > limit_bytes:
+        raise Refused(f"An answer of {size} bytes is too large.", why=f"The limit is {limit_bytes}.")
+    data = bytearray()
+    while len(data) < size:
+        data += os.pread(fd, size - len(data), len(data))
+    return bytes(data)
 
 
 def call(sock: socket.socket, op: str, args: Json | None = None, fds: Sequence[int] = ()) -> Packet:

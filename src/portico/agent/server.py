@@ -6,14 +6,18 @@ keeps state: what it knows it reads from the session's folder, each time.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import selectors
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from portico import wire
 from portico.agent import processes, shepherd
+from portico.agent.command import Commands
 from portico.agent.folder import Folder, find_sessions, translate
 from portico.errors import Conflict, Invalid, NotFound, PorticoError, Unavailable
 
@@ -27,33 +31,70 @@ LOG_LINES: Final = 500
 
 def serve(sock: socket.socket) -> None:
     """Answer until the other end closes or nothing was asked for IDLE_S."""
-    sock.setblocking(True)
-    sock.settimeout(IDLE_S)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    while True:
+    with contextlib.closing(_Server(sock)) as server:
+        server.run()
+
+
+class _Server:
+    """One connection: requests one after the other, and beside them the commands that run."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        sock.settimeout(IDLE_S)
+        self._sock = sock
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(sock, selectors.EVENT_READ, self._take_request)
+        self._commands = Commands(self._selector, self._answer)
+        self._open = True
+
+    def run(self) -> None:
+        idle_since = time.monotonic()
+        while self._open and (self._commands or time.monotonic() - idle_since < IDLE_S):
+            timeout_s = self._commands.timeout_s
+            ready = self._selector.select(IDLE_S if timeout_s is None else timeout_s)
+            for key, _ in ready:
+                key.data()
+            self._commands.end_overdue()
+            if ready:
+                idle_since = time.monotonic()
+
+    def close(self) -> None:
+        self._commands.close()
+        self._selector.close()
+
+    def _take_request(self) -> None:
         try:
-            packet = wire.receive(sock)
+            packet = wire.receive(self._sock)
         except (OSError, PorticoError):
-            return
+            packet = None
         if packet is None:
+            self._open = False
             return
-        wire.close_all(packet.fds)  # nothing asked of an agent comes with a descriptor
-        fds: list[int] = []
+        request_id, op, args = (packet.body.get(name) for name in ("id", "op", "args"))
         try:
-            op, args = packet.body.get("op"), packet.body.get("args")
+            if not isinstance(args, dict):
+                raise Invalid(f"An agent knows no {op!r} like this.")
+            if op == "command":  # the only one that comes with a descriptor, and that is answered later
+                self._commands.start(request_id, args, packet.fds)
+                return
             handler = OPERATIONS.get(op) if isinstance(op, str) else None
-            if handler is None or not isinstance(args, dict):
+            if handler is None:
                 raise Invalid(f"An agent knows no {op!r}.")
-            ok, fds = handler(args)
-            answer: Json = {"id": packet.body.get("id"), "ok": ok}
+            self._answer(request_id, *handler(args))
         except PorticoError as error:
-            answer = {"id": packet.body.get("id"), "error": error.to_wire()}
+            self._answer(request_id, error, [])
         except OSError as error:
-            answer = {"id": packet.body.get("id"), "error": translate(error, "this").to_wire()}
+            self._answer(request_id, translate(error, "this"), [])
+        finally:
+            wire.close_all(packet.fds)
+
+    def _answer(self, request_id: Any, answer: Json | PorticoError, fds: list[int]) -> None:
+        said: Json = {"error": answer.to_wire()} if isinstance(answer, PorticoError) else {"ok": answer}
         try:
-            wire.send(sock, answer, fds)
+            wire.send(self._sock, {"id": request_id, **said}, fds)
         except (OSError, PorticoError):
-            return
+            self._open = False
         finally:
             wire.close_all(fds)
 
@@ -260,4 +301,4 @@ OPERATIONS: Final[dict[str, Callable[[Json], Answer]]] = {
     "signal": _signal,
     "forget": _forget,
 }
-"""The policy: what an agent can be asked."""
+"""The policy: what an agent can be asked, besides ``command``."""
