@@ -168,6 +168,9 @@ class Reason(enum.StrEnum):
     NEVER_READY = "never-ready"  # it ran, and did not answer in time
     TIME_LIMIT = "time-limit"
     OUT_OF_MEMORY = "out-of-memory"
+    NODE_FAILED = "node-failed"
+    PREEMPTED = "preempted"  # its nodes were needed for something of higher priority
+    CANCELLED = "cancelled"  # by somebody, not through Portico
     NOT_STARTED = "not-started"  # Portico could not start it; ``detail`` says why
     LOST = "lost"  # the machine was restarted, or somebody removed its folder
 

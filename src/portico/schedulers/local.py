@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+import math
+import os
+import socket
+from collections.abc import Callable, Collection, Coroutine
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -18,9 +21,23 @@ from typing import Any, Final, Protocol
 from portico.errors import Conflict, NotFound, PorticoError, TooMany, Unavailable
 from portico.model import Reason, now
 from portico.schedulers.ending import explain_end
-from portico.schedulers.protocol import Capacity, JobRequest, JobState, JobStatus
+from portico.schedulers.protocol import (
+    Action,
+    Capacity,
+    Feature,
+    Job,
+    JobDetails,
+    JobOptions,
+    JobRef,
+    JobRequest,
+    JobState,
+    JobStatus,
+    Node,
+    Offer,
+    Queue,
+)
 from portico.schedulers.queue import WAIT_START, choose_next, describe_wait, refuse_impossible
-from portico.schedulers.spool import Entry, Spool
+from portico.schedulers.spool import Entry, Spool, parse_entry
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +55,8 @@ TROUBLE_LAST_S: Final = 60.0
 """After a failure to look at a job the next try waits, ever longer: no log is flooded, no broker kept busy."""
 
 Cells = dict[str, dict[str, Any]]
+
+_NO_BATCH: Final = "This machine's own scheduler runs apps, not batch scripts."
 
 
 class Machine(Protocol):
@@ -74,7 +93,7 @@ class LocalScheduler:
     """
 
     def __init__(self, spool: Path, machine: Machine, capacity: Capacity, clock: Callable[[], datetime] = now) -> None:
-        self._spool = Spool(spool)
+        self._spool = Spool(spool, parse_entry)
         self._machine = machine
         self._capacity = capacity
         self._clock = clock
@@ -90,8 +109,8 @@ class LocalScheduler:
 
     async def submit(self, request: JobRequest) -> None:
         """Queue a job; see Scheduler."""
-        refuse_impossible(request, self._capacity)
         if self._spool.find(request.key) is None:
+            await self.check(request, ())
             self._spool.put(Entry(request))
 
     async def adopt(self, request: JobRequest, started: datetime, deadline: datetime) -> None:
@@ -127,6 +146,58 @@ class LocalScheduler:
     async def get_capacity(self) -> Capacity:
         """Return what there is and what is held; see Scheduler."""
         return self._count()
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What it can do; see Scheduler. It runs apps, with a script of Portico's own."""
+        return frozenset()
+
+    async def check(self, request: JobRequest, groups: Collection[str]) -> None:
+        """Refuse what can never run; see Scheduler."""
+        if request.script or request.options != JobOptions():
+            raise Conflict(_NO_BATCH)
+        refuse_impossible(request, self._capacity)
+
+    async def list_jobs(self) -> Queue:
+        """Return all jobs that were not forgotten; see Scheduler. Answers from memory."""
+        statuses, at = self._describe(), self._clock()
+        return Queue(tuple(_show(entry, statuses[entry.request.key], at) for entry in self._spool), at)
+
+    async def list_history(self, user_name: str | None, since: datetime) -> list[Job]:
+        """Return nothing: what has ended is forgotten; see Scheduler."""
+        return []
+
+    async def describe(self, user_name: str, ref: JobRef) -> JobDetails:
+        """Return nothing that a session's own page does not have; see Scheduler."""
+        self._get(ref.id)
+        return JobDetails()
+
+    async def act(self, user_name: str, ref: JobRef, action: Action) -> None:
+        """Cancel a job; see Scheduler."""
+        entry = self._get(ref.id)
+        if entry.request.user_name != user_name:
+            raise NotFound("The scheduler has no such job.")
+        if action is not Action.CANCEL:
+            raise Conflict(f"This machine's own scheduler can't {action} jobs.")
+        if entry.state is JobState.ENDED:
+            raise Conflict("The job has ended already.")
+        await self.cancel(ref.id, Reason.STOPPED)
+
+    async def change_limit(self, user_name: str, ref: JobRef, limit_s: float) -> None:
+        """Refuse; see Scheduler."""
+        raise Conflict("This machine's own scheduler can't change the time limit of a job.", hint="Use Extend.")
+
+    async def find_offers(self, user_name: str, groups: Collection[str]) -> list[Offer]:
+        """Return the machine as one partition; see Scheduler."""
+        most, memory = int(self._capacity.cores), self._capacity.memory_bytes
+        offer = Offer("local", default=True, max_nodes=1, max_cores_per_node=most, max_memory_per_node_bytes=memory)
+        return [offer]
+
+    async def list_nodes(self) -> list[Node]:
+        """Return the machine; see Scheduler."""
+        all_, load = self._count(), os.getloadavg()[0]
+        held = int(all_.cores_held), all_.memory_bytes, all_.memory_held_bytes
+        return [Node(socket.gethostname(), "up", True, ("local",), int(all_.cores), *held, load)]
 
     async def query(self) -> dict[str, JobStatus]:
         """Return all jobs, after those that can start were started; see Scheduler."""
@@ -305,11 +376,11 @@ class LocalScheduler:
     def _describe(self) -> dict[str, JobStatus]:
         found, position, capacity = {}, 0, self._count()
         for entry in self._spool:
-            waiting_for, request = "", entry.request
+            waiting_for, request, place = "", entry.request, 0
             if entry.forking:
                 waiting_for = WAIT_START
             elif entry.state is JobState.QUEUED:
-                position += 1
+                position = place = position + 1
                 waiting_for = describe_wait(position, request, capacity)
             found[request.key] = JobStatus(
                 request.key,
@@ -320,6 +391,8 @@ class LocalScheduler:
                 entry.deadline,
                 entry.reason,
                 entry.detail,
+                job_id=request.key,
+                position=place,
             )
         return found
 
@@ -328,3 +401,30 @@ def _find_end(entry: Entry) -> datetime:
     """Return when whatever is left of a running job is killed."""
     assert entry.deadline is not None
     return entry.kill_at or entry.deadline + OVERDUE
+
+
+def _show(entry: Entry, status: JobStatus, at: datetime) -> Job:
+    request, used_s = entry.request, 0.0
+    if status.state is JobState.RUNNING and status.started:
+        used_s = max(0.0, (at - status.started).total_seconds())
+    return Job(
+        id=request.key,
+        user_name=request.user_name,
+        state=status.state,
+        word=status.state.value,
+        key=request.key,
+        shown_id=request.key,
+        partition="local",
+        waiting_for=status.waiting_for,
+        submitted=request.submitted,
+        started=status.started,
+        ends=status.deadline,
+        limit_s=request.time_limit_s,
+        used_s=used_s,
+        cores=math.ceil(request.cores),
+        nodes=1,
+        memory_bytes=request.memory_bytes,
+        position=status.position,
+        reason=status.reason,
+        detail=status.detail,
+    )

@@ -1,12 +1,14 @@
-"""What Portico asks of a scheduler, whichever it is."""
+"""What Portico asks of a scheduler, whichever it is: values and one protocol. No I/O, no scheduler's own words."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from portico.errors import PorticoError
 from portico.model import Reason
 
 
@@ -18,9 +20,65 @@ class JobState(enum.StrEnum):
     ENDED = "ended"
 
 
+class Feature(enum.StrEnum):
+    """What not every scheduler can do; pages offer only what the cluster's scheduler has."""
+
+    BATCH = "batch"  # scripts, with options, arrays and dependencies
+    ACCOUNTS = "accounts"  # partitions, accounts and QOS to choose from
+    HOLD = "hold"  # and release
+    SUSPEND = "suspend"  # and resume
+    REQUEUE = "requeue"
+    LIMIT = "limit"  # change a waiting job's time limit
+    EXPECTED_START = "expected-start"
+    HISTORY = "history"  # jobs that ended are found long afterwards
+
+
+class Action(enum.StrEnum):
+    """What can be done to a job."""
+
+    CANCEL = "cancel"
+    HOLD = "hold"
+    RELEASE = "release"
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    REQUEUE = "requeue"
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What a batch job may ask for besides cores, memory and time. Empty or 0: not asked for, the scheduler's default.
+
+    Texts are a person's own: the adapter checks each. ``cores`` of the request are those of one task, and
+    ``memory_bytes`` are those on each node.
+    """
+
+    name: str = ""
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    nodes: int = 0
+    tasks: int = 0
+    gres: str = ""  # "gpu:2"
+    constraint: str = ""
+    reservation: str = ""
+    array: str = ""  # "1-100%5"
+    dependency: str = ""  # "afterok:12:13"
+    begin_after_s: float = 0
+    folder: str = ""  # absolute
+    output: str = ""
+    error: str = ""
+    exclusive: bool = False
+    requeue: bool = False  # whether it may run again from its beginning after a node failed
+    held: bool = False
+
+
 @dataclass(frozen=True)
 class JobRequest:
-    """What is asked for. ``key`` is the session's id: with it a job is found again, whatever else was lost."""
+    """What is asked for. ``key`` is the session's id: with it a job is found again, whatever else was lost.
+
+    The embedded scheduler runs ``argv`` with ``env``; a batch system runs ``script`` with ``env``. No secret is in
+    any of them: batch systems keep them. 0 for cores, memory or time means that the script or the site decides.
+    """
 
     key: str
     user_name: str
@@ -30,6 +88,8 @@ class JobRequest:
     submitted: datetime
     argv: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    script: bytes = b""
+    options: JobOptions = JobOptions()
 
 
 @dataclass(frozen=True)
@@ -44,6 +104,138 @@ class JobStatus:
     deadline: datetime | None = None
     reason: Reason | None = None
     detail: str = ""
+    job_id: str = ""
+    node_names: tuple[str, ...] = ()
+    position: int = 0  # in its queue, from 1; 0: not known
+    expected_start: datetime | None = None
+
+
+@dataclass(frozen=True)
+class JobRef:
+    """A job as its scheduler names it. ``submitted`` tells two apart that were given the same id."""
+
+    id: str
+    submitted: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job in the queue or in the history, whoever submitted it and however.
+
+    ``name`` is somebody's own text, made printable. ``key`` is the one that Portico gave it, if any; anyone can write
+    one, so it counts only together with ``user_name``. ``word`` is the scheduler's own for the state.
+    """
+
+    id: str
+    user_name: str
+    state: JobState
+    word: str
+    name: str = ""
+    key: str = ""
+    shown_id: str = ""  # of arrays "13_7" or "13_[8-20%5]"
+    array_id: str = ""
+    task_count: int = 1
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
+    held: bool = False
+    waiting_for: str = ""
+    submitted: datetime | None = None
+    started: datetime | None = None  # or when its start is expected
+    ends: datetime | None = None  # at the latest; of an ended one, when it ended
+    limit_s: float | None = None
+    used_s: float = 0
+    cores: int = 0
+    nodes: int = 0
+    memory_bytes: int = 0  # on each node, or for each core where it was asked for so
+    gres: str = ""
+    node_names: tuple[str, ...] = ()
+    priority: int = 0
+    position: int = 0
+    dependency: str = ""
+    reason: Reason | None = None
+    detail: str = ""
+
+    @property
+    def ref(self) -> JobRef:
+        """How actions name it."""
+        return JobRef(self.id, self.submitted)
+
+    @property
+    def core_hours(self) -> float:
+        """What it has cost so far."""
+        return self.cores * self.used_s / 3600
+
+    @property
+    def core_hours_at_limit(self) -> float | None:
+        """What it costs if it runs to its limit; None without one."""
+        return None if self.limit_s is None else self.cores * self.limit_s / 3600
+
+
+@dataclass(frozen=True)
+class Queue:
+    """All jobs of a cluster at one moment. ``trouble`` says why there is no newer answer."""
+
+    jobs: tuple[Job, ...]
+    as_of: datetime | None
+    trouble: PorticoError | None = None
+
+
+@dataclass(frozen=True)
+class JobDetails:
+    """More of one job: where its output goes, what it uses. Paths are as on the cluster; all is None if not known."""
+
+    folder: str | None = None
+    output: str | None = None
+    error: str | None = None
+    memory_used_bytes: int | None = None  # the most that any of its tasks used
+    cpu_used_s: float | None = None
+    restarts: int | None = None
+
+
+@dataclass(frozen=True)
+class Qos:
+    """A quality of service that a user may choose, with what it allows each user; None: no limit of its own."""
+
+    name: str
+    max_time_s: float | None = None
+    max_running: int | None = None
+    max_submitted: int | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What one user may ask for in one partition. ``closed`` says why jobs would not start there now."""
+
+    partition: str
+    default: bool = False
+    closed: str = ""
+    accounts: tuple[str, ...] = ()  # the user's default first; empty: none is needed
+    qos: tuple[Qos, ...] = ()  # the user's default first; empty: none is needed
+    max_time_s: float | None = None
+    default_time_s: float | None = None
+    max_nodes: int = 0
+    max_cores_per_node: int = 0
+    max_memory_per_node_bytes: int = 0
+    gres: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of a cluster. ``why`` is what the administrators wrote on it."""
+
+    name: str
+    word: str
+    usable: bool
+    partitions: tuple[str, ...] = ()
+    cores: int = 0
+    cores_held: int = 0
+    memory_bytes: int = 0
+    memory_held_bytes: int = 0
+    load: float | None = None
+    gres: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,12 +253,23 @@ class Capacity:
 class Scheduler(Protocol):
     """A place that runs jobs.
 
-    Every method raises PorticoError: Invalid for a request that can never run here, NotFound for an unknown key,
-    Unavailable where the scheduler does not answer (nothing was lost then).
+    Every method raises PorticoError: Invalid for a request that can never run here, NotFound for an unknown key or
+    job, Forbidden for what this user may not do, Conflict for what a job's state does not allow, Unavailable where the
+    scheduler does not answer (nothing was lost then). Answers about all jobs are kept for a moment and shared: callers
+    ask as often as they like, the scheduler behind is asked once an interval.
     """
 
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What it can do; what it can't raises Conflict."""
+
+    # the jobs that Portico submitted, by key
+
     async def submit(self, request: JobRequest) -> None:
-        """Take a job; the same key a second time changes nothing."""
+        """Take a job; the same key a second time changes nothing, whatever became of the first time."""
+
+    async def check(self, request: JobRequest, groups: Collection[str]) -> None:
+        """Do nothing if a user of these POSIX groups may ask for that, and it can ever run; else raise as submit()."""
 
     async def cancel(self, key: str, reason: Reason) -> None:
         """Take a waiting job out of the queue, or end a running one, gently at first."""
@@ -79,6 +282,31 @@ class Scheduler(Protocol):
 
     async def forget(self, key: str) -> None:
         """Drop what is known of an ended job."""
+
+    # all jobs, by their own ids
+
+    async def list_jobs(self) -> Queue:
+        """Return the whole queue, the last known one where there is no newer; who may see what, the caller knows."""
+
+    async def list_history(self, user_name: str | None, since: datetime) -> list[Job]:
+        """Return jobs that ended since then, newest first; of one user, or of all."""
+
+    async def describe(self, user_name: str, ref: JobRef) -> JobDetails:
+        """Return more of a job of this user's."""
+
+    async def act(self, user_name: str, ref: JobRef, action: Action) -> None:
+        """Do something to a job, as this user."""
+
+    async def change_limit(self, user_name: str, ref: JobRef, limit_s: float) -> None:
+        """Change a job's time limit, as this user."""
+
+    # the place
+
+    async def find_offers(self, user_name: str, groups: Collection[str]) -> list[Offer]:
+        """Return what a user, member of these POSIX groups, may ask for, the default partition first."""
+
+    async def list_nodes(self) -> list[Node]:
+        """Return the machines."""
 
     async def get_capacity(self) -> Capacity:
         """Return what there is, and what is held."""

@@ -1,28 +1,40 @@
-"""The embedded scheduler's memory: a JSON file a job, so that the queue outlives the process and the database."""
+"""A scheduler's memory: a JSON file a job, so that what was taken outlives the process and the database."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from portico.errors import Unavailable
 from portico.model import SESSION_ID, USER_NAME, Reason
-from portico.schedulers.protocol import JobRequest, JobState
+from portico.schedulers.protocol import JobOptions, JobRequest, JobState
 
 log = logging.getLogger(__name__)
 
 
+class Keeps(Protocol):
+    """What a spool keeps: a frozen dataclass of texts, numbers, enums and times around a request."""
+
+    @property
+    def request(self) -> JobRequest:
+        """What was asked for."""
+
+
+E = TypeVar("E", bound=Keeps)
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A job in the spool.
+    """A job of the embedded scheduler in its spool.
 
     ``forking`` is set, on disk too, before it is started, and stays until that has an outcome: what is so after a
     crash must be looked at before anything is started again. ``cancelled`` is the reason for which it is being ended.
@@ -50,18 +62,22 @@ class Entry:
         return self.state is JobState.RUNNING or self.forking
 
 
-class Spool:
+class Spool(Generic[E]):
     """The entries, in memory and below ``folder``.
 
     A file that can't be read is left where it is, told once, and does not stop the others.
+
+    Args:
+        folder: Where they are.
+        parse: Returns the entry that asdict() and JSON made a dictionary of.
 
     Raises:
         Unavailable: The folder can't be made or read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, parse: Callable[[dict[str, Any]], E]) -> None:
         self._folder = folder
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, E] = {}
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
@@ -69,21 +85,21 @@ class Spool:
             raise Unavailable(f"The queue's folder {folder} can't be used.", why=str(error.strerror)) from error
         for path in paths:
             try:
-                entry = parse_entry(json.loads(path.read_text()))
+                entry = parse(json.loads(path.read_text()))
                 if entry.request.key != path.stem:
                     raise ValueError("its name is another job's")
                 self._entries[entry.request.key] = entry
             except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
                 log.error("The spool file %s can't be read and is left out: %r", path, error)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[E]:
         return iter(sorted(self._entries.values(), key=lambda e: (e.request.submitted, e.request.key)))
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: str) -> E | None:
         """Return a job's entry."""
         return self._entries.get(key)
 
-    def put(self, entry: Entry) -> Entry:
+    def put(self, entry: E) -> E:
         """Write an entry, whole or not at all.
 
         Raises:
@@ -93,7 +109,7 @@ class Spool:
         temporary = path.with_suffix(".new")
         try:
             with open(temporary, "w") as file:
-                json.dump(asdict(entry), file, default=_render)
+                json.dump(asdict(entry), file, default=_render)  # type: ignore[call-overload]
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(path)
@@ -108,19 +124,27 @@ class Spool:
         self._entries[entry.request.key] = entry
         return entry
 
-    def change(self, key: str, **changes: Any) -> Entry:
+    def change(self, key: str, **changes: Any) -> E:
         """Change an entry as it is now; if that can't be written, what runs counts for more, and memory has it.
 
         Raises:
             KeyError: There is no such job.
         """
-        changed = replace(self._entries[key], **changes)
+        changed: E = replace(self._entries[key], **changes)  # type: ignore[type-var]
         try:
             return self.put(changed)
         except Unavailable as error:
             log.error("%s %s", error.message, error.why)
             self._entries[key] = changed
             return changed
+
+    def change_in_memory(self, key: str, **changes: Any) -> None:
+        """Change what is not worth the disk: it is soon seen again.
+
+        Raises:
+            KeyError: There is no such job.
+        """
+        self._entries[key] = replace(self._entries[key], **changes)  # type: ignore[type-var]
 
     def drop(self, key: str) -> None:
         """Forget a job."""
@@ -132,33 +156,49 @@ class Spool:
 def _render(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     raise TypeError(type(value))
 
 
-def parse_entry(value: dict[str, Any]) -> Entry:
-    """Return the entry that asdict() and JSON made a dictionary of.
+def parse_request(asked: dict[str, Any]) -> JobRequest:
+    """Return the request that asdict() and JSON made a dictionary of.
 
     Raises:
         ValueError, KeyError, TypeError, OverflowError: It is none.
     """
-    asked = dict(value["request"])
+    options = dict(asked.get("options", {}))
     request = JobRequest(
         key=str(asked["key"]),
         user_name=str(asked["user_name"]),
         cores=float(asked["cores"]),
         memory_bytes=int(asked["memory_bytes"]),
         time_limit_s=float(asked["time_limit_s"]),
-        submitted=_parse_time(asked["submitted"]),
+        submitted=parse_time(asked["submitted"]),
         argv=tuple(str(text) for text in asked["argv"]),
         env=tuple((str(name), str(text)) for name, text in asked["env"]),
+        script=base64.b64decode(asked.get("script", ""), validate=True),
+        options=JobOptions(**{n: type(d)(options.get(n, d)) for n, d in asdict(JobOptions()).items()}),
     )
     if not SESSION_ID.match(request.key) or not USER_NAME.match(request.user_name):
         raise ValueError("its key or its user is none")
-    if not all(math.isfinite(n) and n > 0 for n in (request.cores, request.memory_bytes, request.time_limit_s)):
+    if not all(math.isfinite(n) and n >= 0 for n in (request.cores, request.memory_bytes, request.time_limit_s)):
+        raise ValueError("what it asks for is out of bounds")
+    return request
+
+
+def parse_entry(value: dict[str, Any]) -> Entry:
+    """Return an entry of the embedded scheduler.
+
+    Raises:
+        ValueError, KeyError, TypeError, OverflowError: It is none.
+    """
+    request = parse_request(dict(value["request"]))
+    if not (request.cores and request.memory_bytes and request.time_limit_s):
         raise ValueError("what it asks for is out of bounds")
 
     def time(name: str) -> datetime | None:
-        return _parse_time(value[name]) if value[name] else None
+        return parse_time(value[name]) if value[name] else None
 
     entry = Entry(
         request=request,
@@ -177,7 +217,12 @@ def parse_entry(value: dict[str, Any]) -> Entry:
     return entry
 
 
-def _parse_time(text: Any) -> datetime:
+def parse_time(text: Any) -> datetime:
+    """Return a time as a spool writes it.
+
+    Raises:
+        ValueError, TypeError: It is none.
+    """
     time = datetime.fromisoformat(text)
     if time.tzinfo is None:
         raise ValueError("a time without its zone")

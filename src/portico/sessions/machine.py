@@ -7,7 +7,8 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -39,6 +40,7 @@ class BrokerMachine:
         self._agents: dict[str, Channel] = {}
         self._agent_locks: dict[str, asyncio.Lock] = {}
         self._used: dict[str, float] = {}
+        self._asking: Counter[str] = Counter()
         self.on_account = on_account
 
     # accounts
@@ -62,16 +64,16 @@ class BrokerMachine:
     # agents
 
     async def ask(self, user_name: str, op: str, args: Json, *, timeout_s: float = 10.0) -> Packet:
-        """Ask a user's agent; one is forked where there is none.
+        """Ask a user's agent; one is forked where there is none. Where it is gone, another one is asked the same.
 
         Raises:
             PorticoError: As the agent or the broker answered.
         """
         for last in (False, True):
             agent = await self._get_agent(user_name)
-            self._used[user_name] = began = time.monotonic()
+            began = time.monotonic()
             try:
-                return await agent.ask(op, args, timeout_s=timeout_s)
+                return await self._ask_agent(user_name, agent, op, args, timeout_s=timeout_s)
             except Unavailable:
                 if not agent.closed and time.monotonic() - began >= timeout_s:
                     agent.close()  # it hangs: on a dead file server, or because its user has stopped it
@@ -79,6 +81,29 @@ class BrokerMachine:
                 if last or not agent.closed:  # it may just have left, idle
                     raise
         raise AssertionError("unreachable")
+
+    async def ask_once(self, user_name: str, op: str, args: Json, fds: Sequence[int], *, timeout_s: float) -> Packet:
+        """Ask a user's agent what must not be done twice: Unavailable may mean that it was done. ``fds`` are closed.
+
+        Raises:
+            PorticoError: As the agent or the broker answered.
+        """
+        try:
+            agent = await self._get_agent(user_name)
+        except BaseException:
+            wire.close_all(fds)
+            raise
+        return await self._ask_agent(user_name, agent, op, args, fds, timeout_s=timeout_s)
+
+    async def _ask_agent(
+        self, user_name: str, agent: Channel, op: str, args: Json, fds: Sequence[int] = (), *, timeout_s: float
+    ) -> Packet:
+        self._asking[user_name] += 1
+        try:
+            return await agent.ask(op, args, fds, timeout_s=timeout_s)
+        finally:
+            self._asking[user_name] -= 1
+            self._used[user_name] = time.monotonic()
 
     async def _get_agent(self, user_name: str) -> Channel:
         lock = self._agent_locks.setdefault(user_name, asyncio.Lock())
@@ -95,7 +120,7 @@ class BrokerMachine:
     def close_idle(self) -> None:
         """Let agents go that nobody has asked for a while."""
         for name, agent in list(self._agents.items()):
-            if time.monotonic() - self._used.get(name, 0) > AGENT_IDLE_S:
+            if not self._asking[name] and time.monotonic() - self._used.get(name, 0) > AGENT_IDLE_S:
                 del self._agents[name]
                 agent.close()
 

@@ -14,6 +14,9 @@ SENTENCES: Final[dict[Reason, tuple[str, str]]] = {
     Reason.NEVER_READY: ("It did not get ready in time.", "The last lines of its log say more. Try again once."),
     Reason.TIME_LIMIT: ("Its time was over.", "Ask for more hours next time, or press Extend while it runs."),
     Reason.OUT_OF_MEMORY: ("It needed more memory than it had.", "Start it again with more memory."),
+    Reason.NODE_FAILED: ("The node on which it ran failed.", "Start it again. Files that were saved are there."),
+    Reason.PREEMPTED: ("Its nodes were needed for work of higher priority.", "Start it again later."),
+    Reason.CANCELLED: ("It was cancelled, not through Portico.", "Start it again if it was not you."),
     Reason.NOT_STARTED: ("It could not be started.", ""),
     Reason.LOST: ("It was lost.", "Start it again. Files that were saved are there."),
 }

@@ -1,0 +1,209 @@
+"""The queue: one squeue for all jobs of a cluster, and what it says. Pure.
+
+Plain formatted output and not --json: at 10,000 jobs that is 0.1 s and 1 MB instead of 1.2 s and 32 MB, and --json
+says "no jobs" with exit status 0 while the controller is away. Anyone can put a separator or a line break into a
+job's name: each record, and each free text in it, begins with a mark that was made up for this one question and that
+no other user can see, because the format travels in the environment. So nobody can forge another's record.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Final
+
+from portico.model import SESSION_ID
+from portico.schedulers.protocol import Job, JobState
+from portico.schedulers.slurm.command import ENVIRONMENT, Command, Result
+from portico.schedulers.slurm.refusals import translate
+from portico.schedulers.slurm.states import describe_wait, explain_end, parse_state
+from portico.schedulers.slurm.text import (
+    clean,
+    count_tasks,
+    decode,
+    expand_nodes,
+    is_nothing,
+    make_printable,
+    parse_duration,
+    parse_int,
+    parse_size,
+    parse_time,
+)
+
+log = logging.getLogger(__name__)
+
+FIELDS: Final = (
+    ("id", "%A"),
+    ("array", "%F"),
+    ("tasks", "%K"),
+    ("word", "%T"),
+    ("reason", "%r"),
+    ("user", "%u"),
+    ("account", "%a"),
+    ("partition", "%P"),
+    ("qos", "%q"),
+    ("submitted", "%V"),
+    ("started", "%S"),
+    ("ends", "%e"),
+    ("limit", "%l"),
+    ("used", "%M"),
+    ("nodes", "%D"),
+    ("cores", "%C"),
+    ("memory", "%m"),
+    ("gres", "%b"),
+    ("names", "%N"),
+    ("priority", "%Q"),
+    ("dependency", "%E"),
+    # free text, which may hold anything
+    ("comment", "%k"),
+    ("name", "%j"),
+)
+"""What is asked for: our name for it and squeue's -o code (squeue(1)). Command and parser both walk this table."""
+
+SEPARATOR: Final = "|"
+KEY_PREFIX: Final = "portico:"
+_KEY_NAME: Final = "portico-"
+_PLAIN: Final = tuple(name for name, _ in FIELDS if name not in ("comment", "name"))
+
+
+def make_mark() -> str:
+    """Return a mark that nobody can guess."""
+    return secrets.token_hex(8)
+
+
+def list_queue(mark: str | None = None) -> Command[list[Job]]:
+    """Ask for all jobs: those that wait, run, and ended within the controller's MinJobAge (300 s by default)."""
+    return _ask((), mark or make_mark(), lambda jobs: jobs)
+
+
+def find_key(key: str, user_name: str, mark: str | None = None) -> Command[list[Job]]:
+    """Ask for the jobs of a user that carry a key, the oldest first."""
+
+    def choose(jobs: list[Job]) -> list[Job]:
+        return sorted((j for j in jobs if j.key == key and j.user_name == user_name), key=lambda j: parse_int(j.id))
+
+    return _ask((f"--user={user_name}",), mark or make_mark(), choose)
+
+
+def _ask(more: tuple[str, ...], mark: str, choose: Callable[[list[Job]], list[Job]]) -> Command[list[Job]]:
+    codes = dict(FIELDS)
+    plain = SEPARATOR.join(codes[name] for name in _PLAIN)
+    form = f"{mark}{plain}{mark}{codes['comment']}{mark}{codes['name']}"
+    return Command(
+        ("squeue", "--noheader", "--states=all", *more),
+        lambda result: choose(parse_queue(result, mark)),
+        env=(*ENVIRONMENT, ("SQUEUE_FORMAT", form)),
+    )
+
+
+def parse_queue(result: Result, mark: str) -> list[Job]:
+    """Return the jobs, with their positions in the queue.
+
+    Raises:
+        PorticoError: The controller did not answer.
+    """
+    # squeue says some errors with exit status 0; those come without a record.
+    if result.status or result.timed_out or (result.stderr.strip() and not result.stdout.strip()):
+        raise translate(result, "Asking for the queue")
+    _, *pieces = decode(result).split(mark)
+    whole = len(pieces) // 3 * 3 - 3 * result.cut  # of an answer that was cut, the last record is left out
+    records = zip(pieces[:whole:3], pieces[1:whole:3], pieces[2:whole:3], strict=True)
+    found = [parse_record(plain, comment, name.removesuffix("\n")) for plain, comment, name in records]
+    jobs = [job for job in found if job is not None]
+    if result.cut or len(jobs) < len(found) or len(pieces) % 3:
+        log.warning(
+            "Slurm's queue: %d of %d records were read%s", len(jobs), len(pieces) // 3, "; it was cut" * result.cut
+        )
+    return add_positions(jobs)
+
+
+def parse_record(plain: str, comment: str, name: str) -> Job | None:
+    """Return the job of one record; None where it is none."""
+    values = plain.split(SEPARATOR)
+    if len(values) != len(_PLAIN) or not values[0].isdigit():
+        return None
+    value = dict(zip(_PLAIN, values, strict=True))
+    state = parse_state(value["word"])
+    reason = value["reason"]
+    is_array = not is_nothing(value["tasks"])
+    job = Job(
+        id=value["id"],
+        user_name=make_printable(value["user"]),
+        state=state,
+        word=value["word"],
+        name=make_printable(name),
+        key=parse_key(comment, name),
+        shown_id=_render_id(value["id"], value["array"], value["tasks"], is_array),
+        array_id=value["array"] if is_array else "",
+        task_count=count_tasks(value["tasks"]) if is_array else 1,
+        account=clean(value["account"]),
+        partition=clean(value["partition"]),
+        qos=clean(value["qos"]),
+        held=reason in ("JobHeldUser", "JobHeldAdmin") or "held" in reason.lower().split("_"),
+        submitted=parse_time(value["submitted"]),
+        started=parse_time(value["started"]),
+        ends=parse_time(value["ends"]),
+        limit_s=parse_duration(value["limit"]),
+        used_s=parse_duration(value["used"]) or 0,
+        cores=parse_int(value["cores"]),
+        nodes=parse_int(value["nodes"]),
+        memory_bytes=parse_size(value["memory"]) or 0,
+        gres=clean(value["gres"]),
+        node_names=expand_nodes(value["names"]) if state is not JobState.QUEUED else (),
+        priority=parse_int(value["priority"]),
+        dependency=clean(value["dependency"]),
+    )
+    if state is JobState.QUEUED:
+        return replace(job, waiting_for=describe_wait(reason))
+    if state is JobState.ENDED:
+        why, detail = explain_end(value["word"], reason, "")
+        return replace(job, reason=why, detail=detail)
+    return job
+
+
+def parse_key(comment: str, name: str) -> str:
+    """Return Portico's key in a job's comment, or in its name; empty where there is none.
+
+    A site's submission filter may change either. Anyone can write one: it counts only together with the user.
+    """
+    for text, prefix in ((comment, KEY_PREFIX), (name, _KEY_NAME)):
+        if text.startswith(prefix):
+            key = text[len(prefix) :].split(" ", 1)[0]
+            if SESSION_ID.match(key):
+                return key
+    return ""
+
+
+def render_key(key: str) -> tuple[str, str]:
+    """Return the comment of a job with that key, and its name where its user gives it none."""
+    return f"{KEY_PREFIX}{key}", f"{_KEY_NAME}{key}"
+
+
+def add_positions(jobs: Iterable[Job]) -> list[Job]:
+    """Return the jobs, each waiting one that nothing but its turn keeps with its place in its partition, from 1."""
+    jobs = list(jobs)
+    places: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.state is JobState.QUEUED and not job.held and job.priority:
+            places.setdefault(job.partition, []).append(job)
+    positions = {
+        job.id: place
+        for waiting in places.values()
+        for place, job in enumerate(sorted(waiting, key=lambda j: (-j.priority, parse_int(j.id))), 1)
+    }
+    return [_place(job, positions.get(job.id, 0)) for job in jobs]
+
+
+def _place(job: Job, position: int) -> Job:
+    if not position:
+        return job
+    turn = job.waiting_for in (describe_wait("Priority"), describe_wait("None"))
+    return replace(job, position=position, waiting_for=describe_wait("None", position) if turn else job.waiting_for)
+
+
+def _render_id(job_id: str, array_id: str, tasks: str, is_array: bool) -> str:
+    if not is_array:
+        return job_id
+    return f"{array_id}_{tasks}" if tasks.isdigit() else f"{array_id}_[{tasks}]"

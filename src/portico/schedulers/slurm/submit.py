@@ -1,0 +1,199 @@
+"""Submitting: sbatch with the script on standard input. Pure.
+
+No text of a person's ever becomes part of a script: options travel on argv, each as one ``--name=value`` whose value
+was checked against what such a value may look like. The script itself passes through byte by byte, with whatever
+directives of its own its author wrote; what stands on argv counts for more than they do (sbatch(1), "OPTIONS").
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from portico.errors import Invalid
+from portico.schedulers.protocol import JobRequest
+from portico.schedulers.slurm.command import Command, Result
+from portico.schedulers.slurm.queue import KEY_PREFIX, render_key
+from portico.schedulers.slurm.refusals import translate
+from portico.schedulers.slurm.text import MIB, render_minutes
+
+SCRIPT_LIMIT_BYTES: Final = 4 << 20
+"""Slurm's own default limit (slurm.conf(5), SchedulerParameters, max_script_size)."""
+NAME_LIMIT: Final = 100
+_PLACE: Final = r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,79}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What an option's text may look like; ``label`` and ``like`` are for people."""
+
+    option: str
+    label: str
+    pattern: str
+    like: str
+
+
+CHECKS: Final[dict[str, Check]] = {
+    "partition": Check("--partition", "The partition", rf"{_PLACE}(,{_PLACE})*", "batch"),
+    "account": Check("--account", "The account", _PLACE, "proj1"),
+    "qos": Check("--qos", "The QOS", _PLACE, "normal"),
+    "gres": Check("--gres", "The devices", r"[A-Za-z0-9_./-]+(:[A-Za-z0-9_.-]+){0,2}(,[A-Za-z0-9_./:-]+)*", "gpu:1"),
+    "constraint": Check("--constraint", "The features", r"[A-Za-z0-9_.&|*()\[\]=:,+-]{1,200}", "skylake&ib"),
+    "reservation": Check("--reservation", "The reservation", rf"{_PLACE}(,{_PLACE})*", "course"),
+    "array": Check(
+        "--array", "The array", r"\d{1,9}(-\d{1,9}(:\d{1,9})?)?(,\d{1,9}(-\d{1,9}(:\d{1,9})?)?)*(%\d{1,9})?", "1-100%5"
+    ),
+    "dependency": Check(
+        "--dependency",
+        "The dependency",
+        r"(?:singleton|(?:after|afterany|afterok|afternotok|aftercorr|afterburstbuffer)(?::\d{1,10}(?:_\d{1,9})?(?:\+\d{1,6})?)+)"
+        r"(?:[,?](?:singleton|(?:after|afterany|afterok|afternotok|aftercorr|afterburstbuffer)(?::\d{1,10}(?:_\d{1,9})?(?:\+\d{1,6})?)+))*",
+        "afterok:123",
+    ),
+}  # fmt: skip
+"""The options that are words of a grammar of their own: field of JobOptions → how it is checked and named."""
+
+
+def submit(request: JobRequest) -> Command[str]:
+    """Submit a job as the user who runs this; its result is the job's id.
+
+    The environment of sbatch is the job's (sbatch(1), --export=ALL by default): the runner's own clean one, and the
+    request's. Nothing of it stands on argv, which every user of the machine could read.
+
+    Raises:
+        Invalid: A field holds what it must not, or the script can't be one; ``field`` says which.
+    """
+    check_script(request.script)
+    return Command(
+        ("sbatch", "--parsable", *render_options(request)),
+        parse_submitted,
+        stdin=request.script,
+        env=request.env,
+        timeout_s=60,
+        limit_bytes=1 << 16,
+    )
+
+
+def render_options(request: JobRequest) -> list[str]:
+    """Return the request's options for argv.
+
+    Raises:
+        Invalid: A field holds what it must not.
+    """
+    options = request.options
+    comment, name = render_key(request.key)
+    argv = [f"--comment={comment}", f"--job-name={_check_name(options.name) or name}"]
+    for field, check in CHECKS.items():
+        if text := getattr(options, field):
+            argv.append(f"{check.option}={_check(field, check, text)}")
+    for field, option in (("nodes", "--nodes"), ("tasks", "--ntasks")):
+        if number := getattr(options, field):
+            argv.append(f"{option}={_check_number(field, number)}")
+    if request.cores:
+        argv.append(f"--cpus-per-task={_check_number('cores', math.ceil(request.cores - 1e-9))}")
+    if request.memory_bytes:  # never --mem=0, which means all of a node's
+        argv.append(f"--mem={_check_number('memory_gb', math.ceil(request.memory_bytes / MIB))}M")
+    if request.time_limit_s:  # never --time=0, which means without end
+        argv.append(f"--time={render_minutes(_check_number('hours', request.time_limit_s))}")
+    if options.begin_after_s:
+        argv.append(f"--begin=now+{int(_check_number('begin', options.begin_after_s))}")
+    for field, option in (("folder", "--chdir"), ("output", "--output"), ("error", "--error")):
+        if path := getattr(options, field):
+            argv.append(f"{option}={_check_path(field, path)}")
+    argv += ["--exclusive"] * options.exclusive
+    argv += ["--hold"] * options.held
+    argv.append("--requeue" if options.requeue else "--no-requeue")
+    return argv
+
+
+def check_script(script: bytes) -> None:
+    """Do nothing if sbatch would take this as a script.
+
+    Raises:
+        Invalid: It would not; the message says what to change. Nothing is changed in it: it is its author's.
+    """
+    if not script.strip():
+        raise Invalid("The script is empty.", field="script")
+    if len(script) > SCRIPT_LIMIT_BYTES:
+        raise Invalid(
+            f"The script has {len(script) / 1e6:.1f} MB; Slurm takes {SCRIPT_LIMIT_BYTES / 1e6:.1f} MB at most.",
+            hint="Put data into a file of its own.",
+            field="script",
+        )
+    if script.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        raise Invalid(
+            "The script begins with a byte order mark, so its first line is not found.",
+            hint="Save it as UTF-8 without BOM.",
+            field="script",
+        )
+    if not script.startswith(b"#!"):
+        raise Invalid(
+            "The script's first line does not say what runs it.",
+            why="Slurm asks for a first line that begins with #! and names a program.",
+            hint="Put #!/bin/bash before everything else.",
+            field="script",
+        )
+    if b"\0" in script:
+        raise Invalid("The script has a NUL character in it.", hint="It may not be a text file.", field="script")
+    if b"\r\n" in script:
+        line = script[: script.index(b"\r\n")].count(b"\n") + 1
+        raise Invalid(
+            f"The script has the line ends of Windows, first in line {line}.",
+            why="Slurm refuses such scripts, because the shell would take the extra character for a part of each line.",
+            hint="Save it with Unix line ends (LF), or run dos2unix on it.",
+            field="script",
+        )
+
+
+def parse_submitted(result: Result) -> str:
+    """Return the job's id that ``sbatch --parsable`` printed, ``12`` or ``12;cluster``.
+
+    Raises:
+        PorticoError: It was not taken; Unavailable means that it may have been taken all the same.
+    """
+    if result.status or result.timed_out:
+        raise translate(result, "Submitting the job")
+    for line in reversed(result.stdout.decode("ascii", errors="replace").splitlines()):
+        if match := re.fullmatch(r"(\d+)(;[\w.-]+)?", line.strip()):
+            return match[1]
+    raise translate(Result(1, result.stdout, result.stderr, timed_out=True), "Submitting the job")
+
+
+def _check(field: str, check: Check, text: str) -> str:
+    if not re.fullmatch(check.pattern, text):
+        raise Invalid(f"{check.label} can't be {_quote(text)}.", hint=f"It looks like {check.like}.", field=field)
+    return text
+
+
+def _check_name(name: str) -> str:
+    if not name:
+        return ""
+    if not name.isprintable() or len(name) > NAME_LIMIT or name.startswith((KEY_PREFIX, "portico-")):
+        raise Invalid(
+            f"A job can't have the name {_quote(name)}.",
+            hint=f"At most {NAME_LIMIT} characters, without line breaks, and not beginning with portico.",
+            field="name",
+        )
+    return name
+
+
+def _check_path(field: str, path: str) -> str:
+    if not path.isprintable() or not path.startswith("/") or len(path.encode()) > 1024:
+        raise Invalid(
+            f"{_quote(path)} is no path that a job can use.",
+            hint="It begins with / and has no line breaks.",
+            field=field,
+        )
+    return path
+
+
+def _check_number(field: str, number: float) -> float:
+    if not math.isfinite(number) or not 0 < number < 1e9:
+        raise Invalid(f"{number:g} is out of bounds.", field=field)
+    return number
+
+
+def _quote(text: str) -> str:
+    return repr(text[:60])
