@@ -25,7 +25,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "src"), str(ROOT / "tests/support")]
 
-from gateway_bench import bridges, echo, http, install, report, stream  # noqa: E402
+from gateway_bench import authorise, bridges, echo, http, idle, install, report, revoke, stream  # noqa: E402
 from gateway_bench.figures import Figure, Report  # noqa: E402
 from gateway_bench.processes import Cores, choose_cores, find_free_port, raise_descriptor_limit  # noqa: E402
 from gateway_bench.run import Run  # noqa: E402
@@ -33,7 +33,10 @@ from gateway_bench.run import Run  # noqa: E402
 PARTS: Final[dict[str, Callable[[Run], list[Figure]]]] = {
     "stream": stream.measure,
     "echo": echo.measure,
+    "idle": idle.measure,
     "http": http.measure,
+    "authorise": authorise.measure,
+    "revoke": revoke.measure,
 }
 DESCRIPTORS: Final = 65_536
 

@@ -1,10 +1,11 @@
 """What is behind every bridge: a small RFB server, and a WebSocket server that says one byte; a process of its own.
 
-    python -m gateway_bench.app --folder FOLDER --port PORT --tls-port PORT --certificate FILE --key FILE
+    python -m gateway_bench.app [--rfb PATH] [--websocket PATH] [--port PORT]
+                                [--tls-port PORT --certificate FILE --key FILE]
 
-It listens on the Unix socket ``rfb.sock``, on TCP, and on TLS for what a client alone reaches; the WebSocket server on
-``websocket.sock``. An RFB client's input event comes back as it is; a request for an update brings as many MiB as its
-width says. One thread serves all: bulk goes to one client at a time.
+The RFB server listens on a Unix socket, on TCP, and with TLS for what a client alone reaches. An RFB client's input
+event comes back as it is; a request for an update brings as many MiB as its width says. The WebSocket server listens on
+a Unix socket and answers plain requests too, with nothing. One thread serves all: bulk goes to one client at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import base64
 import contextlib
 import hashlib
+import os
 import random
 import select
 import socket
@@ -20,7 +22,6 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from gateway_bench import rfb
@@ -30,6 +31,8 @@ BLOCK: Final = random.Random(1).randbytes(1 << 16)
 
 GREETING: Final = b"\x82\x01!"
 """The WebSocket server's first message: a frame with one byte."""
+
+BACKLOG: Final = 4096
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 _SEND_TIMEOUT: Final = struct.pack("ll", 60, 0)
@@ -64,7 +67,7 @@ class RfbGuest:
 
 
 class WebSocketGuest:
-    """One connection of a WebSocket client: it is greeted, and then ignored."""
+    """One connection of a WebSocket client: it is greeted, and then ignored; a plain request is answered 204."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -75,13 +78,16 @@ class WebSocketGuest:
         self._head += data
         if self._head.endswith(b"\r\n\r\n"):
             lines = (line.partition(b":") for line in self._head.split(b"\r\n"))
-            key = next(value.strip() for name, _, value in lines if name.lower() == b"sec-websocket-key")
-            accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
+            keys = [value.strip() for name, _, value in lines if name.lower() == b"sec-websocket-key"]
+            self._head = b""
+            if not keys:
+                self._sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+                return
+            accept = base64.b64encode(hashlib.sha1(keys[0] + _GUID).digest())
             self._sock.sendall(
                 b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + GREETING
             )
-            self._head = b""
 
 
 Guest = RfbGuest | WebSocketGuest
@@ -126,25 +132,35 @@ def serve_tls(listener: socket.socket, context: ssl.SSLContext) -> None:
 def main() -> None:
     """Listen and serve."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--tls-port", type=int, required=True)
-    parser.add_argument("--certificate", required=True)
-    parser.add_argument("--key", required=True)
+    parser.add_argument("--rfb")
+    parser.add_argument("--websocket")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--tls-port", type=int)
+    parser.add_argument("--certificate")
+    parser.add_argument("--key")
     options = parser.parse_args()
     listeners: dict[socket.socket, Callable[[socket.socket], Guest]] = {}
-    makes: dict[str, Callable[[socket.socket], Guest]] = {"rfb.sock": RfbGuest, "websocket.sock": WebSocketGuest}
-    for name, make in makes.items():
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(str(options.folder / name))
-        sock.listen(4096)
-        listeners[sock] = make
-    listeners[socket.create_server(("127.0.0.1", options.port), backlog=4096)] = RfbGuest
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(options.certificate, options.key)
-    tls = socket.create_server(("127.0.0.1", options.tls_port))
-    threading.Thread(target=serve_tls, args=(tls, context), daemon=True).start()
+    if options.rfb:
+        listeners[listen(options.rfb)] = RfbGuest
+    if options.websocket:
+        listeners[listen(options.websocket)] = WebSocketGuest
+    if options.port:
+        listeners[socket.create_server(("127.0.0.1", options.port), backlog=BACKLOG)] = RfbGuest
+    if options.tls_port:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options.certificate, options.key)
+        tls = socket.create_server(("127.0.0.1", options.tls_port), backlog=BACKLOG)
+        threading.Thread(target=serve_tls, args=(tls, context), daemon=True).start()
     serve(listeners)
+
+
+def listen(path: str) -> socket.socket:
+    """Return a Unix socket that listens, for its owner alone."""
+    os.umask(0o177)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path)
+    sock.listen(BACKLOG)
+    return sock
 
 
 if __name__ == "__main__":

@@ -121,12 +121,11 @@ def make_certificate(folder: Path) -> Certificate:
 @contextlib.contextmanager
 def app_started(place: Place) -> Iterator[None]:
     """Run the app."""
+    sockets = ("--rfb", place.app, "--websocket", str(place.folder / "websocket.sock"))
     files = ("--certificate", str(place.certificate.certificate), "--key", str(place.certificate.key))
     ports = ("--port", str(place.port), "--tls-port", str(place.tls_port))
     log = place.folder / "app.log"
-    with started_module(
-        "app", "--folder", str(place.folder), *ports, *files, log=log, cores=place.cores.load
-    ) as running:
+    with started_module("app", *sockets, *ports, *files, log=log, cores=place.cores.load) as running:
         wait_for(lambda: client.connect(("127.0.0.1", place.tls_port)).close(), "the app", running)
         yield
 

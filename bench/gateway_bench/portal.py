@@ -76,13 +76,14 @@ class Portal:
         raise NotFound("There is nothing here.")
 
     async def answer_bench(self, op: str, args: Json, fds: list[int]) -> wire.Answer | None:
-        """Cut what has the tags, at the gateway that came last."""
+        """Cut what has the tags, at every gateway."""
         wire.close_all(fds)
         if op != "cut" or not self._channels:
             raise Unavailable("No gateway is there.")
         at_s = time.monotonic()
-        packet = await self._channels[-1].ask("cut", {"tags": args["tags"]})
-        return {"at_s": at_s, "streams": packet.body["streams"]}, ()
+        channels = [channel for channel in self._channels if not channel.closed]
+        packets = await asyncio.gather(*(channel.ask("cut", {"tags": args["tags"]}) for channel in channels))
+        return {"at_s": at_s, "streams": sum(packet.body["streams"] for packet in packets)}, ()
 
 
 def connect(address: str | tuple[str, int]) -> int:
