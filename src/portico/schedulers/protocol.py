@@ -174,7 +174,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Queue:
-    """All jobs of a cluster at one moment. ``trouble`` says why there is no newer answer."""
+    """All jobs of a cluster at one moment. ``trouble`` says why there is no newer answer.
+
+    The same object for all who ask until there is a newer answer: what is made of it can be kept with it.
+    """
 
     jobs: tuple[Job, ...]
     as_of: datetime | None

@@ -94,7 +94,7 @@ def find_ends(job_ids: Iterable[str]) -> Command[list[Ended]]:
         found = []
         for line in _read(result, "Asking for the job's history"):
             values = line.split("|")
-            if len(values) == len(names) and values[0].isdigit():
+            if len(values) == len(names) and values[0].isdecimal():
                 raw, shown, word, code, submitted, started, ended, reason = values
                 job_id = shown.partition("_")[0] if "_" in shown else raw  # a task's record is one of its array's
                 times = (parse_time(submitted), parse_time(started), parse_time(ended))
@@ -198,7 +198,7 @@ def _parse_jobs(result: Result, mark: str) -> list[Job]:
             continue
         values = dict(zip((name for name, _ in FIELDS), record.split(mark), strict=True))
         record = ""
-        if values["id"].isdigit():
+        if values["id"].isdecimal():
             jobs.append(_make_job(values))
         else:
             unreadable += 1

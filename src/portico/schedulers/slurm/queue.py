@@ -11,14 +11,13 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from portico.model import SESSION_ID
 from portico.schedulers.protocol import Job, JobState
 from portico.schedulers.slurm.command import ENVIRONMENT, Command, Result
 from portico.schedulers.slurm.refusals import translate
-from portico.schedulers.slurm.states import describe_wait, explain_end, parse_state
+from portico.schedulers.slurm.states import describe_turn, describe_wait, explain_end, is_held, parse_state
 from portico.schedulers.slurm.text import (
     clean,
     count_tasks,
@@ -110,57 +109,71 @@ def parse_queue(result: Result, mark: str) -> list[Job]:
     _, *pieces = decode(result).split(mark)
     whole = len(pieces) // 3 * 3 - 3 * result.cut  # of an answer that was cut, the last record is left out
     records = zip(pieces[:whole:3], pieces[1:whole:3], pieces[2:whole:3], strict=True)
-    found = [parse_record(plain, comment, name.removesuffix("\n")) for plain, comment, name in records]
-    jobs = [job for job in found if job is not None]
+    found = [_parse_record(plain, comment, name.removesuffix("\n")) for plain, comment, name in records]
+    jobs = [values for values in found if values is not None]
     if result.cut or len(jobs) < len(found) or len(pieces) % 3:
         log.warning(
             "Slurm's queue: %d of %d records were read%s", len(jobs), len(pieces) // 3, "; it was cut" * result.cut
         )
-    return add_positions(jobs)
+    _add_positions(jobs)
+    return [Job(**values) for values in jobs]
 
 
-def parse_record(plain: str, comment: str, name: str) -> Job | None:
-    """Return the job of one record; None where it is none."""
+def _parse_record(plain: str, comment: str, name: str) -> dict[str, Any] | None:
+    """Return the values of one record's Job; None where it is none."""
     values = plain.split(SEPARATOR)
-    if len(values) != len(_PLAIN) or not values[0].isdigit():
+    if len(values) != len(_PLAIN) or not values[0].isdecimal():
         return None
     value = dict(zip(_PLAIN, values, strict=True))
-    state = parse_state(value["word"])
-    reason = value["reason"]
+    word, reason = value["word"], value["reason"]
+    state = parse_state(word)
     is_array = not is_nothing(value["tasks"])
-    job = Job(
-        id=value["id"],
-        user_name=make_printable(value["user"]),
-        state=state,
-        word=value["word"],
-        name=make_printable(name),
-        key=parse_key(comment, name),
-        shown_id=_render_id(value["id"], value["array"], value["tasks"], is_array),
-        array_id=value["array"] if is_array else "",
-        task_count=count_tasks(value["tasks"]) if is_array else 1,
-        account=clean(value["account"]),
-        partition=clean(value["partition"]),
-        qos=clean(value["qos"]),
-        held=reason in ("JobHeldUser", "JobHeldAdmin") or "held" in reason.lower().split("_"),
-        submitted=parse_time(value["submitted"]),
-        started=parse_time(value["started"]),
-        ends=parse_time(value["ends"]),
-        limit_s=parse_duration(value["limit"]),
-        used_s=parse_duration(value["used"]) or 0,
-        cores=parse_int(value["cores"]),
-        nodes=parse_int(value["nodes"]),
-        memory_bytes=parse_size(value["memory"]) or 0,
-        gres=clean(value["gres"]),
-        node_names=expand_nodes(value["names"]) if state is not JobState.QUEUED else (),
-        priority=parse_int(value["priority"]),
-        dependency=clean(value["dependency"]),
-    )
-    if state is JobState.QUEUED:
-        return replace(job, waiting_for=describe_wait(reason))
-    if state is JobState.ENDED:
-        why, detail = explain_end(value["word"], reason, "")
-        return replace(job, reason=why, detail=detail)
-    return job
+    why, detail = explain_end(word, reason, "") if state is JobState.ENDED else (None, "")
+    return {
+        "id": value["id"],
+        "user_name": clean(value["user"]),
+        "state": state,
+        "word": word,
+        "name": make_printable(name),
+        "key": parse_key(comment, name),
+        "shown_id": _render_id(value["id"], value["array"], value["tasks"], is_array),
+        "array_id": value["array"] if is_array else "",
+        "task_count": count_tasks(value["tasks"]) if is_array else 1,
+        "account": clean(value["account"]),
+        "partition": clean(value["partition"]),
+        "qos": clean(value["qos"]),
+        "held": is_held(reason),
+        "waiting_for": describe_wait(reason) if state is JobState.QUEUED else "",
+        "submitted": parse_time(value["submitted"]),
+        "started": parse_time(value["started"]),
+        "ends": parse_time(value["ends"]),
+        "limit_s": parse_duration(value["limit"]),
+        "used_s": parse_duration(value["used"]) or 0,
+        "cores": parse_int(value["cores"]),
+        "nodes": parse_int(value["nodes"]),
+        "memory_bytes": parse_size(value["memory"]) or 0,
+        "gres": clean(value["gres"]),
+        "node_names": expand_nodes(value["names"]) if state is not JobState.QUEUED else (),
+        "priority": parse_int(value["priority"]),
+        "dependency": clean(value["dependency"]),
+        "reason": why,
+        "detail": detail,
+    }
+
+
+def _add_positions(jobs: Iterable[dict[str, Any]]) -> None:
+    """Give each waiting job that its priority counts for its place in its partition, from 1."""
+    places: dict[str, list[dict[str, Any]]] = {}
+    for job in jobs:
+        if job["state"] is JobState.QUEUED and not job["held"] and job["priority"]:
+            places.setdefault(job["partition"], []).append(job)
+    turns = (describe_wait("Priority"), describe_wait("None"))
+    for waiting in places.values():
+        waiting.sort(key=lambda job: (-job["priority"], int(job["id"])))
+        for place, job in enumerate(waiting, 1):
+            job["position"] = place
+            if job["waiting_for"] in turns:
+                job["waiting_for"] = describe_turn(place)
 
 
 def parse_key(comment: str, name: str) -> str:
@@ -181,29 +194,7 @@ def render_key(key: str) -> tuple[str, str]:
     return f"{KEY_PREFIX}{key}", f"{_KEY_NAME}{key}"
 
 
-def add_positions(jobs: Iterable[Job]) -> list[Job]:
-    """Return the jobs, each waiting one that nothing but its turn keeps with its place in its partition, from 1."""
-    jobs = list(jobs)
-    places: dict[str, list[Job]] = {}
-    for job in jobs:
-        if job.state is JobState.QUEUED and not job.held and job.priority:
-            places.setdefault(job.partition, []).append(job)
-    positions = {
-        job.id: place
-        for waiting in places.values()
-        for place, job in enumerate(sorted(waiting, key=lambda j: (-j.priority, parse_int(j.id))), 1)
-    }
-    return [_place(job, positions.get(job.id, 0)) for job in jobs]
-
-
-def _place(job: Job, position: int) -> Job:
-    if not position:
-        return job
-    turn = job.waiting_for in (describe_wait("Priority"), describe_wait("None"))
-    return replace(job, position=position, waiting_for=describe_wait("None", position) if turn else job.waiting_for)
-
-
 def _render_id(job_id: str, array_id: str, tasks: str, is_array: bool) -> str:
     if not is_array:
         return job_id
-    return f"{array_id}_{tasks}" if tasks.isdigit() else f"{array_id}_[{tasks}]"
+    return f"{array_id}_{tasks}" if tasks.isdecimal() else f"{array_id}_[{tasks}]"

@@ -82,6 +82,7 @@ class SlurmScheduler:
         self._histories: dict[str | None, tuple[datetime, Kept[list[Job]]]] = {}
         self._jobs: dict[str, Job] = {}
         self._followed_at = NEVER
+        self._shown = Queue((), None)
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -157,7 +158,10 @@ class SlurmScheduler:
     async def list_jobs(self) -> Queue:
         """Return the queue; see Scheduler."""
         await self.query()
-        return Queue(tuple(self._jobs.values()), self._queue.as_of, self._queue.trouble)
+        shown = self._shown
+        if shown.as_of != self._queue.as_of or shown.trouble is not self._queue.trouble:
+            shown = self._shown = Queue(tuple(self._jobs.values()), self._queue.as_of, self._queue.trouble)
+        return shown
 
     async def list_history(self, user_name: str | None, since: datetime) -> list[Job]:
         """Return what ended; see Scheduler. The same question within HISTORY_INTERVAL_S is answered from before."""

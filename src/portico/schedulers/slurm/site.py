@@ -165,7 +165,7 @@ def _parse_partition(values: Mapping[str, str]) -> Partition:
         node_names=expand_nodes(values.get("Nodes", "")),
         max_time_s=parse_duration(values.get("MaxTime", "")),
         default_time_s=parse_duration(values.get("DefaultTime", "")),
-        max_nodes=int(nodes) if nodes.isdigit() else None,
+        max_nodes=int(nodes) if nodes.isdecimal() else None,
         allow_accounts=take_set("AllowAccounts"),
         deny_accounts=take_set("DenyAccounts") or frozenset(),
         allow_groups=take_set("AllowGroups"),
@@ -195,7 +195,7 @@ def _parse_node(values: Mapping[str, str]) -> Node:
 
 
 def _parse_most(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ An unknown word degrades: an unknown state counts as running with a warning, an 
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import signal
@@ -89,6 +90,7 @@ _LIMITED: Final = (
 )
 
 
+@functools.lru_cache(1000)  # an unknown one is told once
 def parse_state(word: str) -> JobState:
     """Return the state that a word of Slurm's means: ``PENDING``, ``CANCELLED by 1003``, ``CANCELLED+``."""
     first = (word.split() or [""])[0].rstrip("+")
@@ -99,11 +101,22 @@ def parse_state(word: str) -> JobState:
     return state
 
 
-def describe_wait(reason: str, position: int = 0) -> str:
+def is_held(reason: str) -> bool:
+    """Return whether a waiting job is on hold."""
+    return reason in ("JobHeldUser", "JobHeldAdmin") or "held" in reason.split("_")
+
+
+def describe_turn(position: int) -> str:
+    """Return what a job waits for that nothing but others before it keep."""
+    return f"its turn: number {position} in the queue"
+
+
+@functools.lru_cache(1000)
+def describe_wait(reason: str) -> str:
     """Return what a waiting job waits for, as the rest of "It waits for …"."""
     bare = reason.strip("()").partition(",")[0] if not reason.startswith("Nodes_") else reason
     if bare in ("", "None", "Priority"):
-        return f"its turn: number {position} in the queue" if position else WAITS["Priority"] if bare else "its turn"
+        return WAITS["Priority"] if bare == "Priority" else "its turn"
     if found := WAITS.get(bare):
         return found
     if match := _LIMIT.match(bare):
@@ -151,7 +164,7 @@ def _describe_canceller(rest: str, reason: str) -> str:
     if reason.startswith("Dependency"):
         return "a job that it depended on failed"
     uid = rest.removeprefix("by ").strip()
-    return f"by uid {uid}" if uid.isdigit() else ""
+    return f"by uid {uid}" if uid.isdecimal() else ""
 
 
 def _explain_failure(reason: str, exit_code: str) -> tuple[Reason, str]:
@@ -160,11 +173,11 @@ def _explain_failure(reason: str, exit_code: str) -> tuple[Reason, str]:
         return Reason.NOT_STARTED, "the folder of its output file does not exist or can't be written"
     if reason == "OutOfMemory":
         return Reason.OUT_OF_MEMORY, ""
-    if number.isdigit() and int(number):
+    if number.isdecimal() and int(number):
         return Reason.FAILED, f"signal {_name_signal(int(number))}"
-    if status.isdigit() and int(status) > 128 and (name := _find_signal(int(status) - 128)):
+    if status.isdecimal() and int(status) > 128 and (name := _find_signal(int(status) - 128)):
         return Reason.FAILED, f"exit status {status}, as after signal {name}"
-    if status.isdigit() and int(status):
+    if status.isdecimal() and int(status):
         return Reason.FAILED, f"exit status {status}"
     if reason == "JobLaunchFailure":  # 22.05 says so of a script that was killed by a signal, too
         return Reason.FAILED, "it could not be started, or it was killed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from datetime import UTC, datetime
@@ -13,6 +14,9 @@ MIB: Final = 1 << 20
 EXPANDED_LIMIT: Final = 100_000
 """Most names or numbers that one expression is unfolded to; no answer of Slurm's own comes near."""
 
+CACHED: Final = 4096
+"""Answers kept: of ten thousand jobs most have the same times, sizes and places."""
+
 _NOTHING: Final = frozenset({"", "(null)", "n/a", "none", "unknown", "invalid", "not_set", "none assigned"})
 _UNITS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _DURATION: Final = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?(?:\.(\d+))?\Z")
@@ -23,6 +27,7 @@ def is_nothing(text: str) -> bool:
     return text.strip().lower() in _NOTHING
 
 
+@functools.lru_cache(CACHED)
 def clean(text: str) -> str:
     """Return a text, empty for one of Slurm's words for nothing, with nothing in it that does not print."""
     return "" if is_nothing(text) else make_printable(text)
@@ -38,16 +43,18 @@ def decode(result: Result) -> str:
     return result.stdout.decode("utf-8", errors="replace")
 
 
+@functools.lru_cache(CACHED)
 def parse_time(text: str) -> datetime | None:
     """Return a time: Unix seconds (SLURM_TIME_FORMAT=%s), or ISO 8601 without a zone, which is UTC (TZ=UTC)."""
     try:
-        if text.isdigit():
+        if text.isdecimal():
             return datetime.fromtimestamp(int(text), UTC) if int(text) else None
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
         return None
 
 
+@functools.lru_cache(CACHED)
 def parse_duration(text: str) -> float | None:
     """Return seconds of ``[days-]hours:minutes:seconds``, ``minutes:seconds`` or ``minutes``; None for no limit.
 
@@ -68,7 +75,7 @@ def parse_duration(text: str) -> float | None:
 
 def parse_minutes(text: str) -> float | None:
     """Return seconds of a number of minutes (sacct's TimelimitRaw); None for no limit."""
-    return float(text) * 60 if text.strip().isdigit() else None
+    return float(text) * 60 if text.strip().isdecimal() else None
 
 
 def render_minutes(seconds: float) -> str:
@@ -76,6 +83,7 @@ def render_minutes(seconds: float) -> str:
     return str(max(1, math.ceil(seconds / 60 - 1e-9)))
 
 
+@functools.lru_cache(CACHED)
 def parse_size(text: str, unit: str = "M") -> int | None:
     """Return the bytes of ``500M``, ``1.5G``, ``4436K``; ``unit`` is that of a bare number.
 
@@ -99,6 +107,7 @@ def parse_int(text: str) -> int:
     return int(match[1]) * (1024 if match[2] else 1) if match else 0
 
 
+@functools.lru_cache(CACHED)
 def expand_nodes(text: str) -> tuple[str, ...]:
     """Return the names in a hostlist expression: ``n[1-3,07],login``, ``r[1-2]n[1-2]``.
 
@@ -122,7 +131,7 @@ def _expand_ranges(text: str) -> list[str]:
     numbers: list[str] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if dash and first.isdigit() and last.isdigit() and int(last) - int(first) <= EXPANDED_LIMIT:
+        if dash and first.isdecimal() and last.isdecimal() and int(last) - int(first) <= EXPANDED_LIMIT:
             numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
         else:
             numbers.append(part)

@@ -117,11 +117,17 @@ def test_the_mark_is_not_seen_by_others_and_never_the_same() -> None:
 
 
 def test_the_place_in_the_queue_is_by_priority_within_the_partition() -> None:
-    rows = [("1", "p", 5), ("2", "p", 9), ("3", "q", 1), ("4", "p", 9), ("5", "p", 0)]
-    jobs = [
-        Job(i, "a", JobState.QUEUED, "PENDING", partition=p, priority=n, waiting_for="its turn") for i, p, n in rows
+    rows = [("1", "p", 5, "None"), ("2", "p", 9, "Priority"), ("3", "q", 1, "None"), ("4", "p", 9, "Resources"),
+            ("5", "p", 0, "None"), ("6", "p", 9, "JobHeldUser")]  # fmt: skip
+    plain = "{0}|{0}|N/A|PENDING|{3}|bob|a|{1}|q|1795225394|N/A|N/A|1:00|0:00|1|1|1M|N/A||{2}|(null)"
+    raw = "".join(f"{MARK}{plain.format(*row)}{MARK}{MARK}x\n" for row in rows)
+    found = queue.list_queue(MARK).parse(Result(0, raw.encode()))
+    assert [job.position for job in found] == [3, 1, 1, 2, 0, 0]
+    assert [job.waiting_for for job in found][:2] == [
+        "its turn: number 3 in the queue",
+        "its turn: number 1 in the queue",
     ]
-    assert [job.position for job in queue.add_positions(jobs)] == [3, 1, 1, 2, 0]
+    assert found[3].waiting_for == WAITS["Resources"]
 
 
 @pytest.mark.parametrize("comment, name, key", [
@@ -328,7 +334,6 @@ def test_ends(word: str, reason: str, code: str, expected: tuple[Reason, str]) -
 
 
 def test_waits_read_as_the_rest_of_a_sentence() -> None:
-    assert describe_wait("Priority", 3) == "its turn: number 3 in the queue"
     assert describe_wait("(ReqNodeNotAvail, UnavailableNodes:n1)") == WAITS["ReqNodeNotAvail"]
     assert "cores" in describe_wait("AssocGrpCpuLimit") and "account" in describe_wait("AssocGrpCpuLimit")
     assert describe_wait("QOSMaxWallDurationPerJobLimit").startswith("nothing any more")
