@@ -30,8 +30,11 @@ format: ## put the source into shape
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
+bench: ## the gateway beside its peers: 7 minutes, writes docs/benchmarks.md
+	$(PYTHON) bench/gateway.py
+
 lock: ## write the lock files of Python packages anew, with the newest versions that pyproject.toml allows
 	/usr/bin/python3 tools/lock.py
 
-.PHONY: help up test fast system browser lint format lock
+.PHONY: help up test fast system browser lint format bench lock
 .DEFAULT_GOAL := help

@@ -119,7 +119,7 @@ def make_certificate(folder: Path) -> Certificate:
 
 
 @contextlib.contextmanager
-def app_started(place: Place) -> Iterator[None]:
+def app_started(place: Place) -> Iterator[Running]:
     """Run the app."""
     sockets = ("--rfb", place.app, "--websocket", str(place.folder / "websocket.sock"))
     files = ("--certificate", str(place.certificate.certificate), "--key", str(place.certificate.key))
@@ -127,7 +127,7 @@ def app_started(place: Place) -> Iterator[None]:
     log = place.folder / "app.log"
     with started_module("app", *sockets, *ports, *files, log=log, cores=place.cores.load) as running:
         wait_for(lambda: client.connect(("127.0.0.1", place.tls_port)).close(), "the app", running)
-        yield
+        yield running
 
 
 @contextlib.contextmanager

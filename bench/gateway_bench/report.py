@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -23,13 +24,32 @@ TITLES: Final = {
 
 
 def render_report(report: Report) -> str:
-    """Return everything as Markdown."""
-    lines = ["| about | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in report.about.items())]
+    """Return everything as Markdown: what it was measured on, the targets, then all figures."""
+    lines = ["| measured on | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in report.about.items())]
+    lines += ["", "### Targets", "", *_render_targets(report.figures)]
     for part, title in TITLES.items():
         if figures := [one for one in report.figures if one.part == part]:
             lines += ["", f"### {title}", "", *_render_part(figures)]
             lines += ["", *(f"- {note}" for note in report.notes if note.startswith(part))]
-    return "\n".join(lines) + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def _render_targets(figures: list[Figure]) -> list[str]:
+    lines = [_render_row(["figure", PORTICO, "beside", "ratio", "target", "met"]), _render_row(["---"] * 6)]
+    for one in figures:
+        for peer, bound, met in one.list_targets():
+            own = f"{_render_spread(one.find_value(PORTICO), one.digits)} {one.unit}".strip()
+            ratio = one.find_ratio(peer) if peer else None
+            sign, digits = "≥" if one.more_is_better else "≤", 2 if peer else one.digits
+            unit = f" {one.unit}".rstrip() if not peer else " times"
+            theirs = f"{peer}: {_render_spread(one.find_value(peer), one.digits)}" if peer else ""
+            lines.append(
+                _render_row(
+                    [f"{one.part}: {one.what}", own, theirs, _render_spread(ratio, 2) if ratio else "",
+                     f"{sign} {bound:,.{digits}f}{unit}", "yes" if met else "**no**"]
+                )
+            )  # fmt: skip
+    return lines
 
 
 def _render_part(figures: list[Figure]) -> list[str]:
@@ -38,15 +58,17 @@ def _render_part(figures: list[Figure]) -> list[str]:
     head = ["figure", "unit", *peers, f"**{PORTICO}**", *(f"{PORTICO} / {peer}" for peer in compared)]
     lines = [_render_row(head), _render_row(["---"] * len(head))]
     for one in figures:
-        targets = {peer: (bound, met) for peer, bound, met in one.list_targets()}
-        own = _render_spread(one.find_value(PORTICO), one.digits) if PORTICO in one.values else "–"
-        cells = [_render_spread(one.find_value(peer), one.digits) if peer in one.values else "–" for peer in peers]
-        cells.append(f"**{own}**" + _render_target(one, targets.get(""), one.digits))
+        cells = [_render_value(one, peer) for peer in peers]
+        cells.append(f"**{_render_value(one, PORTICO)}**")
         for peer in compared:
             ratio = one.find_ratio(peer)
-            cells.append(_render_spread(ratio, 2) + _render_target(one, targets.get(peer), 2) if ratio else "–")
+            cells.append(_render_spread(ratio, 2) if ratio else "–")
         lines.append(_render_row([one.what, one.unit, *cells]))
     return lines
+
+
+def _render_value(figure: Figure, peer: str) -> str:
+    return _render_spread(figure.find_value(peer), figure.digits) if peer in figure.values else "–"
 
 
 def _render_row(cells: list[str]) -> str:
@@ -56,13 +78,6 @@ def _render_row(cells: list[str]) -> str:
 def _render_spread(spread: Spread, digits: int) -> str:
     low, median, high = (f"{value:,.{digits}f}" for value in spread)
     return median if low == high else f"{median} ({low}–{high})"
-
-
-def _render_target(figure: Figure, target: tuple[float, bool] | None, digits: int) -> str:
-    if target is None:
-        return ""
-    bound, met = target
-    return f"; target {'≥' if figure.more_is_better else '≤'} {bound:,.{digits}f}: {'met' if met else '**not met**'}"
 
 
 def render_json(report: Report) -> str:
