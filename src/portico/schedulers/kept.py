@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 STRETCH: Final = 20.0
 """An answer that took long is asked for less often, so that asking never takes more than a twentieth of the time."""
-TROUBLE_LAST_S: Final = 30.0
+TROUBLE_LAST_S: Final = 10.0
 """Whoever does not answer is asked ever less often, up to this."""
 
 

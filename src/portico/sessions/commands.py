@@ -93,7 +93,8 @@ class CommandRunner:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+                # Its pipes are read to their end, so that nothing stays open, also when this was cancelled.
+                await asyncio.gather(stdout.take(), stderr.take(), process.wait(), return_exceptions=True)
         cut = stdout.cut or stderr.cut
         return Result(process.returncode or 0, bytes(stdout.data), bytes(stderr.data), timed_out, cut)
 

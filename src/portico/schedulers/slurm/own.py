@@ -294,7 +294,9 @@ class OwnJobs:
         """Take note that the queue has no such job; return the entry if accounting should be asked."""
         key = entry.request.key
         settled = asked_at - self._absent_since.setdefault(key, asked_at) >= SETTLE_S
-        if entry.phase is Phase.KNOWN and (entry.seen or entry.cancelled):
+        # What Slurm took it may have begun, even where it was never seen here: only what may run twice is given again.
+        again = entry.request.options.requeue and not entry.seen and not entry.cancelled
+        if entry.phase is Phase.KNOWN and not again:
             return [entry]
         if not settled:
             return []
@@ -342,7 +344,18 @@ class OwnJobs:
                 self._end(key, job.reason or Reason.LOST, job.detail)
             return
         why = "Slurm no longer knows it" if trouble is None else "Slurm no longer knows it, and accounting is away"
-        self._end(key, Reason.LOST, why)
+        self._begin(f"look {key}", self._look_as_user(entry, why))
+
+    async def _look_as_user(self, entry: Entry, why: str) -> None:
+        """Look for a job as its user, who sees it where a site hides it from others; without it, it is lost."""
+        key, user_name = entry.request.key, entry.request.user_name
+        jobs = await self._console.do(user_name, queue.find_key(key, user_name))
+        found = next((job for job in jobs if job.state is not JobState.ENDED), None)
+        if found is not None:
+            self._ended_since.pop(key, None)
+            self._spool.change(key, **observe(entry, found))
+        elif self._get(key).phase is not Phase.ENDED:
+            self._end(key, Reason.LOST, why)
 
     def _end(self, key: str, reason: Reason, detail: str) -> None:
         entry = self._get(key)

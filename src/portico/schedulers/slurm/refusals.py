@@ -28,6 +28,12 @@ AWAY: Final = "Slurm's controller does not answer."
 WAIT: Final = "Nothing is lost: what runs goes on. Try again in a few minutes."
 
 TABLE: Final[tuple[Row, ...]] = (
+    # accounting, whose messages name the same causes as the controller's
+    Row(r"accounting storage is disabled", Unavailable, "This cluster keeps no accounting, so jobs are known for a few "
+        "minutes after they ended only."),
+    Row(r"slurmdbd|slurm_persist_conn|unable to contact the slurm (accounting )?database|problem (getting|talking)",
+        Unavailable, "Slurm's accounting does not answer.",
+        "Running and waiting jobs are not touched. Try again in a few minutes."),
     # the controller or the way to it
     Row(r"unable to contact slurm controller", Unavailable, AWAY, WAIT),
     Row(r"socket timed out|zero bytes were transmitted|connection (refused|timed out|reset)|"
@@ -44,11 +50,6 @@ TABLE: Final[tuple[Row, ...]] = (
         "An administrator looks at munge on this machine: its key, its clock, whether it runs."),
     Row(r"incompatible versions", Unavailable, "Slurm's commands here and its controller are of versions that do not "
         "fit.", "An administrator updates Slurm's commands on this machine."),
-    Row(r"accounting storage is disabled", Unavailable, "This cluster keeps no accounting, so jobs are known for a few "
-        "minutes after they ended only."),
-    Row(r"slurmdbd|slurm_persist_conn|unable to contact the slurm (accounting )?database|problem (getting|talking)",
-        Unavailable, "Slurm's accounting does not answer.",
-        "Running and waiting jobs are not touched. Try again in a few minutes."),
     # what was asked for
     Row(r"invalid partition", Invalid, "There is no such partition.", "Choose one of those offered.", "partition"),
     Row(r"invalid account or account/partition", Invalid,

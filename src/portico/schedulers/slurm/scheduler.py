@@ -198,7 +198,7 @@ class SlurmScheduler:
         job = self._find_same(ref)
         if job and job.state is JobState.ENDED:  # scancel would say nothing, requeue would run it again
             raise Conflict("The job has ended already.")
-        if job and action is Action.CANCEL and (key := self._own.find_key(job)):
+        if job and action is Action.CANCEL and job.user_name == user_name and (key := self._own.find_key(job)):
             await self._own.cancel(key, Reason.STOPPED)
             return
         for_operators = action in (Action.SUSPEND, Action.RESUME)

@@ -237,9 +237,19 @@ def test_portico_dies_during_the_submission(place: Place) -> None:
     run(test())
 
 
-def test_what_the_controller_lost_is_submitted_again_and_its_id_is_anothers(place: Place) -> None:
+def test_what_the_controller_lost_has_ended(place: Place) -> None:
     async def test() -> None:
         key = await place.submit()
+        place.slurm.jobs.clear()  # kill -9 right after sbatch
+        status = await place.follow(key)
+        assert status.reason is Reason.LOST and place.slurm.count("sbatch") == 1
+
+    run(test())
+
+
+def test_what_may_run_twice_is_submitted_again_and_its_id_is_anothers(place: Place) -> None:
+    async def test() -> None:
+        key = await place.submit(requeue=True)
         place.slurm.jobs.clear()  # kill -9 right after sbatch
         place.slurm.next_id = 100
         place.slurm.jobs.append(FakeJob("100", "bob", "his", "", place.slurm.now, "RUNNING", started=place.slurm.now))
@@ -254,7 +264,7 @@ def test_what_the_controller_lost_is_submitted_again_and_its_id_is_anothers(plac
 
 def test_a_lost_id_goes_to_another_job_of_the_same_user(place: Place) -> None:
     async def test() -> None:
-        first = await place.submit()
+        first = await place.submit(requeue=True)
         place.slurm.jobs.clear()
         place.slurm.next_id = 100
         second = await place.submit()
@@ -281,10 +291,12 @@ def test_one_that_is_there_twice_is_cancelled_once(place: Place) -> None:
 def test_where_jobs_are_hidden_their_user_is_asked_before_a_second_time(place: Place) -> None:
     async def test() -> None:
         place.slurm.hides_jobs = True
-        await place.submit()
-        for _ in range(8):
-            await place.turn()
-        assert place.slurm.count("sbatch") == 1 and ("alice", "squeue") in place.slurm.asked
+        keys = [await place.submit(), await place.submit(requeue=True)]
+        place.slurm.accounting_down = True
+        for _ in range(30):
+            statuses = await place.turn()
+        assert place.slurm.count("sbatch") == 2 and ("alice", "squeue") in place.slurm.asked
+        assert {statuses[key].state for key in keys} == {JobState.QUEUED}
 
     run(test())
 

@@ -1,0 +1,36 @@
+"""The places in which schedulers are tested; each module has its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from brokered import find_reason_to_skip
+from scheduler_places import LocalPlace, Place, SlurmPlace
+
+
+@pytest.fixture(scope="module")
+def slurm_place(request: pytest.FixtureRequest) -> Iterator[SlurmPlace]:
+    """Return a place on a real Slurm."""
+    if reason := find_reason_to_skip():
+        pytest.skip(reason)
+    try:
+        rig = request.getfixturevalue("slurm")
+    except pytest.FixtureLookupError:
+        pytest.skip("no Slurm is started by these tests")
+    place = SlurmPlace(rig)
+    yield place
+    place.destroy()
+
+
+@pytest.fixture(scope="module", params=["local", "slurm"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Return a place of each kind, one after the other."""
+    if reason := find_reason_to_skip():
+        pytest.skip(reason)
+    if request.param == "slurm":
+        yield request.getfixturevalue("slurm_place")
+        return
+    place = LocalPlace()
+    yield place
+    place.destroy()
