@@ -15,6 +15,7 @@ import argparse
 import datetime
 import os
 import platform
+import signal
 import ssl
 import subprocess
 import sys
@@ -111,6 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everything is taken down
     result = report.parse_json(options.earlier.read_text()) if options.earlier else measure_all(options)
     text = report.render_report(result)
     print(text)

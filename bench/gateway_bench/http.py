@@ -161,7 +161,7 @@ def measure(run: Run) -> list[Figure]:
     """Measure all proxies, interleaved."""
     place = run.place
     if "wrk" in place.missing or "nginx" in place.missing:
-        run.notes.append(f"http: skipped, for it needs wrk and nginx ({place.missing}).")
+        run.notes.append("http: left out, for it needs wrk and nginx.")
         return []
     rounds, seconds = (2, 1) if run.quick else (7, 2)
     figures = []

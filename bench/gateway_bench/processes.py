@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import resource
@@ -21,6 +22,8 @@ READY_S: Final = 30.0
 END_S: Final = 20.0
 
 _CPUCLOCK_SCHED: Final = 2
+_PR_SET_PDEATHSIG: Final = 1
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,16 @@ def started(
         env: More of the environment.
         with_children: Whether what it forks is counted too.
     """
-    pin = (lambda: os.sched_setaffinity(0, cores)) if cores else None
+
+    def prepare() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # prctl(2): whatever ends us, nothing stays behind
+        if cores:
+            os.sched_setaffinity(0, cores)
+
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-            env={**os.environ, **(env or {})}, preexec_fn=pin,
+            env={**os.environ, **(env or {})}, preexec_fn=prepare,
         )  # fmt: skip
     try:
         yield Running(process.pid, log, with_children)

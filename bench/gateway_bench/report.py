@@ -28,9 +28,10 @@ def render_report(report: Report) -> str:
     lines = ["| measured on | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in report.about.items())]
     lines += ["", "### Targets", "", *_render_targets(report.figures)]
     for part, title in TITLES.items():
-        if figures := [one for one in report.figures if one.part == part]:
-            lines += ["", f"### {title}", "", *_render_part(figures)]
-            lines += ["", *(f"- {note}" for note in report.notes if note.startswith(part))]
+        figures = [one for one in report.figures if one.part == part]
+        notes = [f"- {note}" for note in report.notes if note.startswith(part)]
+        if figures or notes:
+            lines += ["", f"### {title}", "", *_render_part(figures), "", *notes]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
@@ -53,6 +54,8 @@ def _render_targets(figures: list[Figure]) -> list[str]:
 
 
 def _render_part(figures: list[Figure]) -> list[str]:
+    if not figures:
+        return []
     peers = list(dict.fromkeys(peer for one in figures for peer in one.values if peer != PORTICO))
     compared = [peer for peer in peers if any(one.find_ratio(peer) for one in figures)]
     head = ["figure", "unit", *peers, f"**{PORTICO}**", *(f"{PORTICO} / {peer}" for peer in compared)]
