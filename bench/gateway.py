@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "src"), str(ROOT / "tests/suppor
 
 from gateway_bench import authorise, bridges, echo, http, idle, install, plot, report, revoke, stream  # noqa: E402
 from gateway_bench.figures import Figure, Report  # noqa: E402
-from gateway_bench.processes import Cores, choose_cores, find_free_port, raise_descriptor_limit  # noqa: E402
+from gateway_bench.processes import Bystanders, Cores, choose_cores, find_free_port, raise_descriptor_limit  # noqa: E402
 from gateway_bench.run import Run  # noqa: E402
 
 PARTS: Final[dict[str, Callable[[Run], list[Figure]]]] = {
@@ -92,11 +92,13 @@ def measure_all(options: argparse.Namespace) -> Report:
     cores = choose_cores(not options.no_pin)
     if cores.load:
         os.sched_setaffinity(0, cores.load)
+    bystanders = Bystanders()
     for part in options.parts or PARTS:
         tell(part)
         run = measure_part(part, options.quick, cores, tools, missing)
         result.figures += run.figures
         result.notes += run.notes
+    result.about["others"] = f"used {bystanders.find_share():.0%} of the machine meanwhile"
     return result
 
 

@@ -101,8 +101,21 @@ def measure(run: Run) -> list[Figure]:
     if reason := real.find_reason_to_skip():
         run.notes.append(f"authorise: a whole Portico was left out: {reason}.")
         return figures
-    with real.started(place.folder) as ways:
-        for what, (direct, through) in ways.items():
-            limit = KEPT_MS if "kept" in what else ASKED_MS
-            figures += compare(f"whole Portico, {what}", direct, through, limit, times)
+    with real.started(place.folder) as scene:
+        kept, asked, host = scene.make_app_headers(), scene.make_stream_headers(), f"localhost:{scene.apps[1]}"
+        rfb_socket, websocket = scene.find_socket("rfb"), scene.find_socket("websocket")
+        figures += compare(
+            "whole Portico, kept",
+            lambda: open_websocket(websocket, host),
+            lambda: open_websocket(scene.apps, host, scene.app_path, kept),
+            KEPT_MS,
+            times,
+        )
+        figures += compare(
+            "whole Portico, asked",
+            lambda: open_rfb(rfb_socket),
+            lambda: open_rfb_stream(scene.portal[1], scene.stream_path, asked),
+            ASKED_MS,
+            times,
+        )
     return figures

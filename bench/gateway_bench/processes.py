@@ -157,6 +157,26 @@ def wait_for(condition: Callable[[], Any], what: str, running: Running) -> None:
             time.sleep(0.02)
 
 
+class Bystanders:
+    """What everybody else does on this machine meanwhile, which is why figures differ between runs."""
+
+    def __init__(self) -> None:
+        self._at_s, self._busy_s, self._own_s = self._read()
+
+    def _read(self) -> tuple[float, float, float]:
+        line = Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
+        user, nice, system, _idle, _wait, irq, softirq = (int(ticks) for ticks in line[:7])
+        busy_s = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return time.monotonic(), busy_s, sum(one.ru_utime + one.ru_stime for one in used)
+
+    def find_share(self) -> float:
+        """Return the share of all cores that others have used since this was made."""
+        at_s, busy_s, own_s = self._read()
+        others_s = (busy_s - self._busy_s) - (own_s - self._own_s)
+        return max(0.0, others_s / ((at_s - self._at_s) * (os.cpu_count() or 1)))
+
+
 _ports: Final = itertools.count(20_000 + 4 * (os.getpid() % 2_500), 2)
 
 

@@ -1,4 +1,4 @@
-"""A whole Portico with two sessions of one user, whose apps are the bench's own; and how to open a stream to each.
+"""A whole Portico with two sessions of one user, whose apps are the bench's own, and what opens a stream to each.
 
 It runs where the tests' support runs: as root, with Portico installed. Its processes are not pinned.
 """
@@ -12,14 +12,11 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from gateway_bench import authorise
-
-Ways = dict[str, tuple[Callable[[], None], Callable[[], None]]]
-
+_USER: Final = "bench"
 _APP: Final = """name = "Bench, {kind}"
 summary = "What the benchmark opens streams to."
 reach = "{reach}"
@@ -58,56 +55,74 @@ def _write_catalog(folder: Path) -> Path:
     return folder / "catalog"
 
 
+class Scene:
+    """A Portico, a person signed in there, and two sessions of theirs.
+
+    Args:
+        portico: What tests call a RunningPortico.
+        person: What tests call a Person.
+        sessions: Ids, by kind.
+    """
+
+    def __init__(self, portico: Any, person: Any, sessions: dict[str, str]) -> None:
+        self._portico, self._person, self._sessions = portico, person, sessions
+        self.portal = ("127.0.0.1", int(portico.port))
+        self.apps = ("127.0.0.1", int(portico.apps_port))
+        self.stream_path = f"/sessions/{sessions['rfb']}/stream"
+        self.app_path = f"/s/{sessions['websocket']}/"
+
+    def find_socket(self, kind: str) -> str:
+        """Return where the app of a session listens."""
+        return str(next(self._portico.run_dir.glob(f"users/*/{self._sessions[kind]}/app.sock")))
+
+    def make_stream_headers(self) -> str:
+        """Return what the person's browser sends with the handshake of a desktop's stream."""
+        cookies = "; ".join(f"{name}={value}" for name, value in self._person.http.cookies.items())
+        return f"Cookie: {cookies}\r\nOrigin: {self._portico.url}\r\n"
+
+    def make_app_headers(self) -> str:
+        """Go the way of the Connect button (docs/protocol.md); return what an app's page sends with a handshake."""
+        import httpx
+
+        page = self._person.http.post(f"/sessions/{self._sessions['websocket']}/connect").raise_for_status().text
+        ticket = re.search(r'name="ticket" value="([^"]+)"', page)
+        if not ticket:
+            raise ValueError("no ticket in the page")
+        origin = f"http://localhost:{self.apps[1]}"
+        with httpx.Client(base_url=origin, timeout=30) as browser:
+            browser.post("/_portico/enter", data={"ticket": ticket[1]}, headers={"Origin": self._portico.url})
+            cookies = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+        return f"Cookie: {cookies}\r\nOrigin: {origin}\r\n"
+
+    def sign_out(self) -> None:
+        """End the person's sign-in."""
+        _check(self._person.http.post("/sign-out"))
+
+    def sign_in(self) -> None:
+        """Sign the person in again."""
+        password = importlib.import_module("running").PASSWORD
+        _check(self._person.sign_in(self._portico.get_name(_USER), password))
+
+
+def _check(answer: Any) -> None:
+    if answer.status_code not in (200, 303):
+        raise RuntimeError(f"{answer.url}: {answer.status_code}")
+
+
 @contextlib.contextmanager
-def started(folder: Path) -> Iterator[Ways]:
-    """Run it; give, for what is kept and what is asked, how to open a stream at the app and through the gateway."""
+def started(folder: Path) -> Iterator[Scene]:
+    """Run a Portico, with both sessions ready."""
     load = os.sched_getaffinity(0)
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
     portico = importlib.import_module("running").RunningPortico({"catalog_dirs": [str(_write_catalog(folder))]})
     try:
         portico.start()
-        person = portico.user("bench")
-        sessions = {}
-        for kind in _REACHES:
-            sessions[kind] = person.start(f"bench-{kind}", cores=1)["id"]
+        person = portico.user(_USER)
+        sessions = {kind: person.start(f"bench-{kind}", cores=1)["id"] for kind in _REACHES}
         for session in sessions.values():
             person.wait(session)
         os.sched_setaffinity(0, load)
-        yield _make_ways(portico, person, sessions)
+        yield Scene(portico, person, sessions)
     finally:
         os.sched_setaffinity(0, load)
         portico.destroy()
-
-
-def _make_ways(portico: Any, person: Any, sessions: dict[str, str]) -> Ways:
-    sockets = {
-        kind: str(next(portico.run_dir.glob(f"users/*/{session}/app.sock"))) for kind, session in sessions.items()
-    }
-    cookies = "; ".join(f"{name}={value}" for name, value in person.http.cookies.items())
-    asked = f"Cookie: {cookies}\r\nOrigin: {portico.url}\r\n"
-    stream = f"/sessions/{sessions['rfb']}/stream"
-    session, host = sessions["websocket"], f"localhost:{portico.apps_port}"
-    kept = f"Cookie: {_enter(portico, person, session)}\r\nOrigin: http://{host}\r\n"
-    return {
-        "kept": (
-            lambda: authorise.open_websocket(sockets["websocket"], host),
-            lambda: authorise.open_websocket(("127.0.0.1", portico.apps_port), host, f"/s/{session}/", kept),
-        ),
-        "asked": (
-            lambda: authorise.open_rfb(sockets["rfb"]),
-            lambda: authorise.open_rfb_stream(portico.port, stream, asked),
-        ),
-    }
-
-
-def _enter(portico: Any, person: Any, session: str) -> str:
-    """Go the way of the Connect button (docs/protocol.md); return the app's cookie."""
-    import httpx
-
-    page = person.http.post(f"/sessions/{session}/connect").raise_for_status().text
-    ticket = re.search(r'name="ticket" value="([^"]+)"', page)
-    if not ticket:
-        raise ValueError("no ticket in the page")
-    with httpx.Client(base_url=f"http://localhost:{portico.apps_port}", timeout=30) as browser:
-        browser.post("/_portico/enter", data={"ticket": ticket[1]}, headers={"Origin": portico.url})
-        return "; ".join(f"{name}={value}" for name, value in browser.cookies.items())

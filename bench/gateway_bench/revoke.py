@@ -7,10 +7,14 @@ The client is a browser's equal: it answers the close frame at once, and leaves 
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from gateway_bench import client, real, rfb
 from gateway_bench.bridges import Bridge, app_started, portico
 from gateway_bench.figures import PORTICO, Figure, find_percentile
 from gateway_bench.fleet import Fleet, Member
@@ -67,6 +71,32 @@ def measure_alone(bridge: Bridge, sock: socket.socket, times: int) -> list[Cut]:
     return found
 
 
+def measure_sign_out(run: Run, times: int) -> list[Cut]:
+    """Let a person with an open desktop sign out; the time begins with the request for that."""
+    if reason := real.find_reason_to_skip():
+        run.notes.append(f"revoke: a whole Portico was left out: {reason}.")
+        return []
+    found = []
+    with real.started(run.place.folder) as scene:
+        for _ in range(times):
+            sock = client.connect(scene.portal)
+            stream = client.WebSocketClient(
+                sock, f"localhost:{scene.portal[1]}", scene.stream_path, scene.make_stream_headers()
+            )
+            rfb.shake_hands(stream.say, stream.read)
+            member = Member(stream, websocket=True)
+            at_s = time.monotonic()
+            leaving = threading.Thread(target=scene.sign_out)
+            leaving.start()
+            while not member.closed_at_s and time.monotonic() < at_s + WAIT_S:
+                select.select([sock], [], [], WAIT_S)
+                member.hear()
+            leaving.join()
+            found.append(Cut((member.told_at_s - at_s) * 1000, (member.closed_at_s - at_s) * 1000))
+            scene.sign_in()
+    return found
+
+
 def measure(run: Run) -> list[Figure]:
     """Measure Portico; a peer has no such thing."""
     one: list[Cut] = []
@@ -81,15 +111,18 @@ def measure(run: Run) -> list[Figure]:
                     for number in range(ONES):
                         one += cut(sock, fleet, f"session:k{number}", fleet.members[number : number + 1])
                     everybody += cut(sock, fleet, EVERYBODY, fleet.members[ONES:])
+    signed_out = measure_sign_out(run, 5 if run.quick else 20)
     cuts = {
         "the only stream is cut": alone,
         f"one of {STREAMS:,} is cut": one,
         f"all of {STREAMS - ONES:,} are cut at once": everybody,
+        "whole Portico, the person signs out": signed_out,
     }
     return [
         Figure("revoke", f"{what}: {end}, p{percent}", "ms", {PORTICO: [find_percentile(times, percent)]}, digits=1,
                limit=LIMIT_MS if end == "closed" else None)
         for what, found in cuts.items()
+        if found
         for end, times in (("told", [one.told_ms for one in found]), ("closed", [one.closed_ms for one in found]))
         for percent in (50, 99)
     ]  # fmt: skip
