@@ -13,8 +13,8 @@ from portico.model import now
 
 T = TypeVar("T")
 
-STRETCH: Final = 20.0
-"""An answer that took long is asked for less often, so that asking never takes more than a twentieth of the time."""
+STRETCH: Final = 5.0
+"""An answer that took long is asked for less often, so that asking never takes more than a fifth of the time."""
 TROUBLE_LAST_S: Final = 10.0
 """Whoever does not answer is asked ever less often, up to this."""
 
@@ -45,11 +45,15 @@ class Kept(Generic[T]):
         self.as_of: datetime | None = None
         self.trouble: PorticoError | None = None
 
-    async def refresh(self) -> None:
-        """Ask if it is time. Never raises PorticoError."""
+    async def refresh(self, *, wait: bool = True) -> None:
+        """Ask if it is time, and wait for the answer. Never raises PorticoError.
+
+        Args:
+            wait: Otherwise whoever asks has the answer of before, if there is one, while the next is on its way.
+        """
         if self._flight is None and self._clock() >= self._due_at:
             self._flight = asyncio.create_task(self._fly())
-        if self._flight is not None:
+        if self._flight is not None and (wait or self.value is None):
             await asyncio.shield(self._flight)  # one caller that gives up must not take it from the others
 
     async def get(self) -> T:

@@ -65,7 +65,7 @@ def test_the_same_key_twice_is_one_job(place: Place) -> None:
 def test_ends_with_a_reason(place: Place, body: str, reason: Reason, detail: str) -> None:
     async def test() -> None:
         status = await place.until_ended(await place.submit(body))
-        assert (status.reason, status.detail) == (reason, detail)
+        assert status.reason is reason and status.detail.startswith(detail)
 
     place.run(test())
 

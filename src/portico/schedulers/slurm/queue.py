@@ -73,7 +73,10 @@ def make_mark() -> str:
 
 
 def list_queue(mark: str | None = None) -> Command[list[Job]]:
-    """Ask for all jobs: those that wait, run, and ended within the controller's MinJobAge (300 s by default)."""
+    """Ask for all jobs: those that wait, run, and ended within the controller's MinJobAge (300 s by default).
+
+    In hidden partitions too, and in ones that Portico's account may not use; of a federation, this cluster's only.
+    """
     return _ask((), mark or make_mark(), lambda jobs: jobs)
 
 
@@ -91,7 +94,7 @@ def _ask(more: tuple[str, ...], mark: str, choose: Callable[[list[Job]], list[Jo
     plain = SEPARATOR.join(codes[name] for name in _PLAIN)
     form = f"{mark}{plain}{mark}{codes['comment']}{mark}{codes['name']}"
     return Command(
-        ("squeue", "--noheader", "--states=all", *more),
+        ("squeue", "--noheader", "--local", "--all", "--states=all", *more),
         lambda result: choose(parse_queue(result, mark)),
         env=(*ENVIRONMENT, ("SQUEUE_FORMAT", form)),
     )

@@ -137,13 +137,16 @@ class SlurmScheduler:
     async def query(self) -> dict[str, JobStatus]:
         """Return Portico's own jobs; see Scheduler. While Slurm is away, as they were last seen."""
         await self._queue.refresh()
+        self._take_answer()
+        return self._own.describe()
+
+    def _take_answer(self) -> None:
         if self._queue.trouble is not None:
             self._own.lose_touch()
         elif self._queue.value is not None and self._queue.asked_at > self._followed_at:
             self._followed_at = self._queue.asked_at
             self._jobs = {job.id: job for job in self._queue.value}
             self._own.follow(self._jobs, self._followed_at)
-        return self._own.describe()
 
     def find_orphans(self) -> list[Job]:
         """Return live jobs in the queue that carry a key which is not in the spool; anyone can write a key."""
@@ -156,8 +159,9 @@ class SlurmScheduler:
     # all jobs
 
     async def list_jobs(self) -> Queue:
-        """Return the queue; see Scheduler."""
-        await self.query()
+        """Return the queue; see Scheduler. Answers from memory, while the next answer may be on its way."""
+        await self._queue.refresh(wait=False)
+        self._take_answer()
         shown = self._shown
         if shown.as_of != self._queue.as_of or shown.trouble is not self._queue.trouble:
             shown = self._shown = Queue(tuple(self._jobs.values()), self._queue.as_of, self._queue.trouble)

@@ -174,7 +174,9 @@ def _explain_failure(reason: str, exit_code: str) -> tuple[Reason, str]:
     if reason == "OutOfMemory":
         return Reason.OUT_OF_MEMORY, ""
     if number.isdecimal() and int(number):
-        return Reason.FAILED, f"signal {_name_signal(int(number))}"
+        # Without task/cgroup Slurm kills what uses too much memory in this way and says no more (JobAcctGatherParams).
+        memory = "; a job that uses more memory than it asked for ends like this, too" * (int(number) == signal.SIGKILL)
+        return Reason.FAILED, f"signal {_name_signal(int(number))}{memory}"
     if status.isdecimal() and int(status) > 128 and (name := _find_signal(int(status) - 128)):
         return Reason.FAILED, f"exit status {status}, as after signal {name}"
     if status.isdecimal() and int(status):

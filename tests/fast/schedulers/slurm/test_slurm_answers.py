@@ -113,7 +113,7 @@ def test_nobody_can_forge_a_record(name: str, comment: str) -> None:
 def test_the_mark_is_not_seen_by_others_and_never_the_same() -> None:
     first, second = queue.list_queue(), queue.list_queue()
     assert dict(first.env)["SQUEUE_FORMAT"] != dict(second.env)["SQUEUE_FORMAT"]
-    assert first.argv == second.argv == ("squeue", "--noheader", "--states=all")
+    assert first.argv == second.argv == ("squeue", "--noheader", "--local", "--all", "--states=all")
 
 
 def test_the_place_in_the_queue_is_by_priority_within_the_partition() -> None:
@@ -148,7 +148,7 @@ def test_ends_from_accounting() -> None:
     assert told == [
         (Reason.FAILED, "exit status 3"),
         (Reason.NOT_STARTED, "the folder of its output file does not exist or can't be written"),
-        (Reason.FAILED, "signal 9 (SIGKILL)"),
+        (Reason.FAILED, "signal 9 (SIGKILL); a job that uses more memory than it asked for ends like this, too"),
         (Reason.CANCELLED, "by uid 31001"),
     ]
     assert [end.word for end in ends if not end.is_final] == ["RUNNING"]

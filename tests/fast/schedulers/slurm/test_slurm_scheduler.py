@@ -80,11 +80,11 @@ def test_one_question_an_interval_for_any_number_of_callers(place: Place) -> Non
 def test_an_answer_that_takes_long_is_asked_for_less_often(place: Place) -> None:
     async def test() -> None:
         real = place.slurm._squeue
-        place.slurm._squeue = lambda user, command: (place.slurm.advance(1), real(user, command))[1]  # type: ignore[method-assign]
+        place.slurm._squeue = lambda user, command: (place.slurm.advance(4), real(user, command))[1]  # type: ignore[method-assign]
         for _ in range(20):
             await place.scheduler.query()
             place.slurm.advance(2.1)
-        assert place.slurm.count("squeue") == 2  # of 62 seconds, which at 2 s an interval would have had 20
+        assert place.slurm.count("squeue") == 3  # one every 20 s, and not 20 of them
 
     run(test())
 
