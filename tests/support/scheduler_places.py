@@ -9,7 +9,7 @@ import pwd
 import secrets
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from brokered import Brokered
 
@@ -23,6 +23,42 @@ from portico.sessions.commands import CommandRunner
 T = TypeVar("T")
 
 GB = 10**9
+
+
+class Rig(Protocol):
+    """What the tests need of a running Slurm, which the fixture ``slurm`` returns."""
+
+    conf: str | Path
+
+    def run(self, *argv: str, check: bool = True) -> str:
+        """Run one of Slurm's programs as root; return its output."""
+
+    def stop_controller(self) -> None:
+        """End slurmctld with TERM; return when it is gone."""
+
+    def kill_controller(self) -> None:
+        """End it with KILL."""
+
+    def start_controller(self) -> None:
+        """Start it again."""
+
+    def hang_controller(self) -> None:
+        """Stop it with SIGSTOP."""
+
+    def wake_controller(self) -> None:
+        """Let it go on."""
+
+    def kill_node(self, name: str) -> None:
+        """End a node with all that runs there, at once."""
+
+    def start_node(self, name: str) -> None:
+        """Start a node again."""
+
+    def stop_accounting(self) -> None:
+        """End slurmdbd."""
+
+    def start_accounting(self) -> None:
+        """Start it again."""
 
 
 class Place:
@@ -150,7 +186,7 @@ class SlurmPlace(Place):
 
     limit_s = 60
 
-    def __init__(self, rig: Any) -> None:
+    def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.account = f"pt{secrets.token_hex(2)}"
         self.operator = False

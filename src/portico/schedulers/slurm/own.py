@@ -87,7 +87,7 @@ class OwnJobs:
         submit.submit(request)  # what can't be rendered is refused now
         self._spool.put(Entry(request))
         refusals: list[PorticoError] = []
-        task = self._begin(f"submit {request.key}", self._attempt(request.key, refusals))
+        task = self._begin(f"submit {request.key}", self._attempt, request.key, refusals)
         if task is not None:
             await asyncio.wait([task], timeout=SUBMIT_PATIENCE_S)
         for refusal in refusals:
@@ -243,7 +243,7 @@ class OwnJobs:
             else:
                 self._see(entry, found)
         if left:
-            self._begin("history", self._ask_history(left))
+            self._begin("history", self._ask_history, left)
 
     def _choose(self, entry: Entry, carriers: list[Job]) -> Job | None:
         """Return an entry's job; one that was submitted twice all the same is cancelled, the first one stays."""
@@ -259,7 +259,7 @@ class OwnJobs:
         for twin in live:
             if chosen is not None and twin is not chosen:
                 log.warning("job %s is in Slurm twice, as %s and %s", entry.request.key, chosen.id, twin.id)
-                self._begin(f"cancel {twin.id}", self._cancel_job(entry.request.user_name, twin.id))
+                self._begin(f"cancel {twin.id}", self._cancel_job, entry.request.user_name, twin.id)
         return chosen
 
     def _see(self, entry: Entry, job: Job) -> None:
@@ -306,7 +306,7 @@ class OwnJobs:
             log.warning("job %s: Slurm has lost its job %s before it was seen in the queue", key, entry.job_id)
             self._spool.change(key, phase=Phase.UNSURE, job_id="")
         else:
-            self._begin(f"submit {key}", self._attempt_again(key))
+            self._begin(f"submit {key}", self._attempt_again, key)
         return []
 
     async def _ask_history(self, entries: list[Entry]) -> None:
@@ -344,7 +344,7 @@ class OwnJobs:
                 self._end(key, job.reason or Reason.LOST, job.detail)
             return
         why = "Slurm no longer knows it" if trouble is None else "Slurm no longer knows it, and accounting is away"
-        self._begin(f"look {key}", self._look_as_user(entry, why))
+        self._begin(f"look {key}", self._look_as_user, entry, why)
 
     async def _look_as_user(self, entry: Entry, why: str) -> None:
         """Look for a job as its user, who sees it where a site hides it from others; without it, it is lost."""
@@ -372,7 +372,7 @@ class OwnJobs:
         entry = self._get(key)
         self._cancelled_at[key] = self._timer()
         name = f"cancel {entry.job_id}"
-        self._begin(name, self._cancel_job(entry.request.user_name, entry.job_id))
+        self._begin(name, self._cancel_job, entry.request.user_name, entry.job_id)
 
     async def _cancel_job(self, user_name: str, job_id: str) -> None:
         try:
@@ -388,15 +388,16 @@ class OwnJobs:
             raise NotFound("The scheduler has no such job.")
         return entry
 
-    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+    def _begin(
+        self, name: str, work: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> asyncio.Task[None] | None:
         """Do something beside the callers; at most one of a name at a time, None for a second one."""
         if name in self._tasks:
-            work.close()
             return None
 
         async def run() -> None:
             try:
-                await work
+                await work(*args)
             except PorticoError as error:
                 log.warning("%s: %s %s", name, error.message, error.why)
             except Exception:  # a defect, which must stay with this one job

@@ -7,6 +7,7 @@ user does. What Portico itself submitted is followed in own.py.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -37,6 +38,8 @@ from portico.schedulers.slurm.command import Runner
 from portico.schedulers.slurm.console import Console
 from portico.schedulers.slurm.own import NEVER, OwnJobs
 from portico.schedulers.slurm.site import Site
+
+log = logging.getLogger(__name__)
 
 NODES_INTERVAL_S: Final = 15.0
 ACCOUNTS_INTERVAL_S: Final = 300.0
@@ -244,6 +247,8 @@ class SlurmScheduler:
 
     async def _ask_accounts(self) -> Accounts:
         settings = await self._console.do(None, site.read_settings())
+        if "jobs" in settings.get("PrivateData", "").lower() and not self._operator:
+            log.warning("Slurm hides jobs (PrivateData): make Portico's account an operator; docs/slurm.md says how")
         if not settings.get("AccountingStorageType", "").endswith("slurmdbd"):
             return False, (), (), {}
         enforced = "associations" in settings.get("AccountingStorageEnforce", "").lower()
