@@ -76,6 +76,7 @@ class Kept(Generic[T]):
 
     async def _fly(self) -> None:
         began, as_of = self._clock(), now()
+        self._due_at = began + self._interval_s
         try:
             value = await self._ask()
         except PorticoError as error:

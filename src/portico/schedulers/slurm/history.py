@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from portico.errors import NotFound
@@ -166,21 +166,40 @@ def _parse_usage(result: Result, fields: tuple[tuple[str, str], ...]) -> JobDeta
     return JobDetails(memory_used_bytes=memory or None, cpu_used_s=cpu or None)
 
 
-def list_history(user_name: str | None, since: datetime, delimiter: str | None = None) -> Command[list[Job]]:
-    """Ask accounting for the jobs that ended since then, newest first.
+def list_history(user_name: str | None, since: datetime, mark: str | None = None) -> Command[list[Job]]:
+    """Ask accounting for the jobs that ended since then, newest first."""
 
-    The delimiter is made up for this one question: nobody can have put it into a job's name.
-    """
-    mark = f"|{delimiter or make_mark()}|"
+    def choose(jobs: list[Job]) -> list[Job]:
+        ended = [job for job in jobs if job.state is JobState.ENDED]
+        return sorted(ended, key=lambda job: job.ends.timestamp() if job.ends else 0, reverse=True)
+
+    return _ask_jobs(user_name, since, mark or make_mark(), choose)
+
+
+def find_key(key: str, user_name: str, since: datetime, mark: str | None = None) -> Command[list[Job]]:
+    """Ask accounting for the jobs of a user that carry a key, those that ended first."""
+
+    def choose(jobs: list[Job]) -> list[Job]:
+        found = [job for job in jobs if job.key == key and job.user_name == user_name]
+        return sorted(found, key=lambda job: job.state is not JobState.ENDED)
+
+    return _ask_jobs(user_name, since, mark or make_mark(), choose)
+
+
+def _ask_jobs(
+    user_name: str | None, since: datetime, mark: str, choose: Callable[[list[Job]], list[Job]]
+) -> Command[list[Job]]:
+    """Ask for records with free text in them, with a delimiter that nobody can have put into a job's name."""
+    delimiter = f"|{mark}|"
     whose = f"--user={user_name}" if user_name else "--allusers"
-    argv = ("sacct", whose, "--allocations", "--noheader", "--parsable2", f"--delimiter={mark}")
-    when = (f"--starttime={since.strftime('%Y-%m-%dT%H:%M:%S')}", "--endtime=now")
-
-    def parse(result: Result) -> list[Job]:
-        jobs = [job for job in _parse_jobs(result, mark) if job.state is JobState.ENDED]
-        return sorted(jobs, key=lambda job: (job.ends is not None and job.ends.timestamp()) or 0, reverse=True)
-
-    return Command((*argv, *when, _render_format(FIELDS)), parse, env=ENVIRONMENT, timeout_s=60)
+    argv = ("sacct", whose, "--allocations", "--noheader", "--parsable2", f"--delimiter={delimiter}")
+    when = (f"--starttime={since.astimezone(UTC).strftime('%Y-%m-%dT%H:%M:%S')}", "--endtime=now")
+    return Command(
+        (*argv, *when, _render_format(FIELDS)),
+        lambda result: choose(_parse_jobs(result, delimiter)),
+        env=ENVIRONMENT,
+        timeout_s=60,
+    )
 
 
 def _parse_jobs(result: Result, mark: str) -> list[Job]:

@@ -189,27 +189,27 @@ class OwnJobs:
         try:
             found = await self._console.do(user_name, queue.find_key(key, user_name))
             if found:  # where a site hides jobs (PrivateData), the question about all of them was not enough
-                self._spool.change(key, **observe(entry, found[0]))
+                self._take_sight(entry, found)
             elif not (entry.tried and self._clock() - entry.tried > FORGOTTEN and await self._find_in_history(entry)):
                 await self._attempt(key, [])
         except PorticoError as error:
             self._spool.change(key, trouble=error.message.rstrip("."))
 
     async def _find_in_history(self, entry: Entry) -> bool:
-        """Look for a job that was taken, and has ended and been forgotten by the controller since."""
+        """Return whether accounting has a job that was taken, and was forgotten by the controller since it ended."""
         assert entry.tried is not None
-        command = history.list_history(entry.request.user_name, entry.tried - SKEW)
+        key = entry.request.key
         try:
-            jobs = await self._console.do(None, command)
+            jobs = await self._console.do(None, history.find_key(key, entry.request.user_name, entry.tried - SKEW))
         except Unavailable as error:
             if error.hint:
                 raise  # accounting is away for now: better late than twice
             return False  # this cluster has none
-        found = [job for job in jobs if job.key and entry.is_job(job)]
-        for job in found[:1]:
-            self._spool.change(entry.request.key, job_id=job.id, submitted=job.submitted, started=job.started)
-            self._end(entry.request.key, job.reason or Reason.LOST, job.detail)
-        return bool(found)
+        for job in jobs[:1]:
+            if job.state is JobState.ENDED:  # else accounting lags, and tells more the next time
+                self._spool.change(key, job_id=job.id, submitted=job.submitted, started=job.started)
+                self._end(key, job.reason or Reason.LOST, job.detail)
+        return bool(jobs)
 
     # following
 
@@ -265,6 +265,7 @@ class OwnJobs:
     def _see(self, entry: Entry, job: Job) -> None:
         key = entry.request.key
         self._absent_since.pop(key, None)
+        self._ended_since.pop(key, None)
         changes = observe(entry, job)
         if any(getattr(entry, name) != value for name, value in changes.items()):
             # The place in the queue moves with every job: not worth a disk's attention each time.
@@ -350,12 +351,23 @@ class OwnJobs:
         """Look for a job as its user, who sees it where a site hides it from others; without it, it is lost."""
         key, user_name = entry.request.key, entry.request.user_name
         jobs = await self._console.do(user_name, queue.find_key(key, user_name))
-        found = next((job for job in jobs if job.state is not JobState.ENDED), None)
-        if found is not None:
+        if self._get(key).phase is Phase.ENDED:
+            return
+        if jobs:
             self._ended_since.pop(key, None)
-            self._spool.change(key, **observe(entry, found))
-        elif self._get(key).phase is not Phase.ENDED:
+            self._take_sight(entry, jobs)
+        else:
             self._end(key, Reason.LOST, why)
+
+    def _take_sight(self, entry: Entry, jobs: list[Job]) -> None:
+        """Take note of what the job's own user sees of it."""
+        key = entry.request.key
+        job = next((job for job in jobs if job.state is not JobState.ENDED), jobs[0])
+        if job.state is JobState.ENDED:
+            self._spool.change(key, job_id=job.id, submitted=job.submitted)
+            self._end(key, job.reason or Reason.LOST, job.detail)
+        else:
+            self._spool.change(key, **observe(entry, job))
 
     def _end(self, key: str, reason: Reason, detail: str) -> None:
         entry = self._get(key)

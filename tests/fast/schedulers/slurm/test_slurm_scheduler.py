@@ -315,6 +315,34 @@ def test_one_that_ran_and_ended_during_a_long_outage(place: Place) -> None:
     run(test())
 
 
+def test_accounting_that_lags_is_reason_to_wait(place: Place) -> None:
+    async def test() -> None:
+        place.slurm.hung, place.slurm.accounting_lags = True, True
+        key = await place.submit()
+        place.slurm.wake()
+        await place.slurm.run(None, own.queue.list_queue())
+        place.slurm.end(key).in_queue = False
+        place.slurm.advance(400)
+        for _ in range(10):
+            assert (await place.turn())[key].state is JobState.QUEUED
+        place.slurm.accounting_lags = False
+        assert (await place.follow(key)).reason is Reason.FINISHED and place.slurm.count("sbatch") == 1
+
+    run(test())
+
+
+def test_where_jobs_are_hidden_their_end_is_told_by_their_user(place: Place) -> None:
+    async def test() -> None:
+        place.slurm.hides_jobs = place.slurm.accounting_down = True
+        key = await place.submit()
+        for _ in range(5):
+            await place.turn()
+        place.slurm.end(key, "TIMEOUT")
+        assert (await place.follow(key)).reason is Reason.TIME_LIMIT
+
+    run(test())
+
+
 # whose job it is
 
 
