@@ -40,6 +40,7 @@ class Config:
     tls_certificate: str = setting("", "PEM file with the certificate chain; then Portico speaks HTTPS.")
     tls_key: str = setting("", "PEM file with the certificate's private key.")
     trusted_proxies: tuple[str, ...] = setting((), "Addresses whose X-Forwarded-For and -Proto headers are believed.")
+    gateways: int = setting(1, "Gateway processes, side by side on the same ports.")
     public_url: str = setting("", "The portal's URL as browsers see it, where a front server changes it.")
     # sign-in
     sign_in_hours: float = setting(12.0, "A sign-in ends this long after it was made.")
@@ -106,6 +107,8 @@ def _render_origin(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{name}" if port == _DEFAULT_PORTS[scheme] else f"{scheme}://{name}:{port}"
 
 
+GATEWAYS_MAX: Final = 64
+
 COMMAND_LINE_ONLY: Final = frozenset({"state_dir", "run_dir", "install_dir", "instance", "multi_user"})
 
 
@@ -165,6 +168,8 @@ def _fill_in(config: Config) -> Config:
     filled = replace(config, **wanted, apps_port=config.apps_port or config.port + 1, multi_user=multi_user)
     if bool(filled.tls_certificate) != bool(filled.tls_key):
         raise Invalid("A certificate and its key go together: set both tls_certificate and tls_key, or neither.")
+    if not 1 <= filled.gateways <= GATEWAYS_MAX:
+        raise Invalid(f"The setting gateways must be from 1 to {GATEWAYS_MAX}.", field="gateways")
     if filled.public_url and urlsplit(filled.public_url).scheme not in _DEFAULT_PORTS:
         raise Invalid("The setting public_url must begin with http:// or https://.", field="public_url")
     if not filled.apps_domain and filled.apps_port == filled.port:

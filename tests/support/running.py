@@ -143,13 +143,16 @@ class RunningPortico:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The supervisor, broker, portal and gateway."""
+        """The supervisor, broker, portal and gateway; more gateways are ``gateway-2`` and so on. Of two of a name it is
+        the newer one.
+        """
         assert self._process is not None
         found = {"supervisor": self._process.pid}
         for path in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
             words = Path(f"/proc/{path}/cmdline").read_bytes().split(b"\0")
             if b"portico.cli.process" in words:
-                found[words[words.index(b"portico.cli.process") + 1].decode()] = int(path)
+                name = words[words.index(b"portico.cli.process") + 1].decode()
+                found["gateway" if name == "gateway-1" else name] = int(path)
         return found
 
     def kill(self) -> None:

@@ -130,6 +130,7 @@ class Lock:
         self._path = Path(config.run_dir) / "up.lock"
         self._state_dir = config.state_dir
         self._held: list[int] = []
+        self._size = 0
 
     def take(self) -> None:
         """Take both locks for the life of this process.
@@ -141,6 +142,7 @@ class Lock:
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         folder = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._held = [file, folder]
+        self._size = os.fstat(file).st_size
         for descriptor in self._held:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,8 +160,8 @@ class Lock:
     def write(self, facts: dict[str, Any]) -> None:
         """Replace what :meth:`read` tells others."""
         data = json.dumps({"pid": os.getpid(), **facts}).encode()
-        os.ftruncate(self._held[0], 0)
-        os.pwrite(self._held[0], data, 0)
+        self._size = max(self._size, len(data))  # one write and no truncation: a reader never sees half of it
+        os.pwrite(self._held[0], data.ljust(self._size), 0)
 
     def read(self) -> dict[str, Any] | None:
         """Return what the running ``portico up`` wrote, with its ``pid``; None where none holds the lock."""
@@ -298,13 +300,15 @@ def copy_tls_files(config: Config, account: Account) -> tuple[str, str]:
     folder = Path(config.run_dir) / "tls"
     _make_folder(folder, os.geteuid(), account.gid, 0o750 if config.multi_user else 0o700)
     for name, data in texts.items():
-        path = folder / name
+        path = folder / f"{name}.new"
         path.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as file:
             os.fchown(descriptor, os.geteuid(), account.gid)
             os.fchmod(descriptor, 0o640 if config.multi_user else 0o600)
             file.write(data)
+    for name in texts:  # one after the other at once: a gateway that starts just now finds the pair
+        os.replace(folder / f"{name}.new", folder / name)
     return str(folder / "certificate.pem"), str(folder / "key.pem")
 
 

@@ -16,11 +16,15 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
 from portico.cli.supervisor import HOPELESS_STATUS
 from portico.config import Config
 from portico.errors import PorticoError
+
+FAILS_WITHIN_S: Final = 0.1
+"""What can't serve has failed by then; the channel to the portal is open too."""
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2), linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
@@ -86,14 +90,25 @@ def _become(name: str) -> None:
         from portico.cli.portal_process import run_portal
 
         run_portal(config, {name: _take_socket(descriptors, name) for name in ("portal", "api", "routes")})
-    elif name == "gateway":
-        from portico.gateway import process
-
+    elif name.partition("-")[0] == "gateway":
+        ready = descriptors.pop("ready", None)
         listeners = {name: _take_socket(descriptors, name) for name in descriptors}
-        tls = process.make_tls(config.tls_certificate, config.tls_key) if config.tls_certificate else None
-        asyncio.run(process.serve(config, listeners, tls))
+        asyncio.run(_run_gateway(config, listeners, ready))
     else:
         sys.exit(f"There is no process {name!r}.")
+
+
+async def _run_gateway(config: Config, listeners: Mapping[str, socket.socket], ready: int | None) -> None:
+    from portico.gateway import process
+
+    tls = process.make_tls(config.tls_certificate, config.tls_key) if config.tls_certificate else None
+    serving = asyncio.create_task(process.serve(config, listeners, tls))
+    if ready is not None:  # the supervisor waits for it, and lets an older gateway drain then
+        await asyncio.wait([serving], timeout=FAILS_WITHIN_S)
+        if not serving.done():
+            os.write(ready, b"1")
+        os.close(ready)
+    await serving
 
 
 def _take_socket(descriptors: dict[str, int], name: str) -> socket.socket:

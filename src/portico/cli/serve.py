@@ -1,7 +1,8 @@
-"""``portico up``, once everything is installed: makes the places, starts the three processes, and waits for the end.
+"""``portico up``, once everything is installed: makes the places, starts the processes, and waits for the end.
 
-The order is fixed: account and folders, the lock, the sockets, broker, portal, gateway; the end is the reverse. Users'
-sessions are nobody's children here, and are neither started nor ended by it.
+The order is fixed: account and folders, the lock, the sockets, broker, portal, gateways; the end is the reverse. SIGHUP
+reads settings and certificate again. Users' sessions are nobody's children here, and are neither started nor ended by
+it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,31 +23,32 @@ import httpx
 
 from portico.cli import place, show
 from portico.cli.client import Client, Target
-from portico.cli.process import render_settings
+from portico.cli.programs import STOP_ORDER, build_programs, concerns_portal, keep_fixed
 from portico.cli.supervisor import Program, Supervisor, show_on_stderr
 from portico.config import Config
 from portico.errors import PorticoError, Unavailable
 
 READY_TIMEOUT_S: Final = 60.0
-STOP_ORDER: Final = ["gateway", "portal", "broker"]
-PASSED_ON: Final = ("LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONDEVMODE")
-"""Variables of the one who starts Portico that its processes see; none of them reaches a user's session."""
 
 
 class Service:
     """One running Portico.
 
     Args:
-        config: Its settings, complete.
+        read_config: Returns its settings, complete; asked at the start, and again for each reload.
         admin: Who gets a one-time link, unless they have a password.
 
     """
 
-    def __init__(self, config: Config, admin: str) -> None:
-        self._config = config
+    def __init__(self, read_config: Callable[[], Config], admin: str) -> None:
+        self._read_config = read_config
+        self._config = read_config()
         self._admin = admin
         self._ended = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
+        self._has_terminal = has_terminal()
         self._sockets: dict[str, socket.socket] = {}
+        self._facts: dict[str, Any] = {}
 
     async def run(self) -> bool:
         """Run until SIGINT, SIGTERM, or a process that can't be kept running; return whether the end was wanted.
@@ -69,35 +70,38 @@ class Service:
             show.tell(f"Note: {sentence}")
         try:
             self._sockets = place.open_sockets(config, account)
-            if config.tls_certificate:
-                certificate, key = place.copy_tls_files(config, account)
-                config = replace(config, tls_certificate=certificate, tls_key=key)
+            broker, portal, gateways = self._build_programs(account)
             supervisor = Supervisor(
                 Path(config.state_dir) / "log", 0o640 if config.multi_user else 0o600, show_on_stderr
             )
-            facts = {
+            self._facts = {
                 "url": config.portal_origin,
                 "state_dir": config.state_dir,
                 "run_dir": config.run_dir,
                 "since": datetime.now(UTC).isoformat(timespec="seconds"),
                 "ready": False,
+                "reloads": 0,
             }
-            lock.write(facts)
-            async with self._signals_taken(), self._running(supervisor, self._build_programs(config, account)):
+            supervisor.on_change = lambda: self._write_facts(lock, supervisor)
+            supervisor.on_change()
+            async with self._signals_taken(), self._running(supervisor, [broker, portal, *gateways]):
                 if not await self._wait_until_ready(supervisor):
                     return self._ended.is_set()
-                lock.write({**facts, "ready": True, "processes": supervisor.pids})
+                self._facts["ready"] = True
+                supervisor.on_change()
                 await self._announce()
                 failure = asyncio.create_task(supervisor.wait_for_failure())
                 ended = asyncio.create_task(self._ended.wait())
-                await asyncio.wait({failure, ended}, return_when=asyncio.FIRST_COMPLETED)
-                if not self._ended.is_set():
+                reloading = asyncio.create_task(self._reload_when_wanted(supervisor, account))
+                await asyncio.wait({failure, ended, reloading}, return_when=asyncio.FIRST_COMPLETED)
+                if failure.done() and not self._ended.is_set():
                     show.tell(
                         f"The {failure.result()} can't be kept running.\n"
                         f"  Its log: {config.state_dir}/log/{failure.result()}.log"
                     )
-                for task in (failure, ended):
+                for task in (failure, ended, reloading):
                     task.cancel()
+                await asyncio.gather(failure, ended, reloading, return_exceptions=True)
                 self._say_goodbye(await asyncio.to_thread(self._count_sessions))
                 return self._ended.is_set()
         finally:
@@ -105,40 +109,23 @@ class Service:
                 sock.close()
             lock.release()
 
-    def _build_programs(self, config: Config, account: place.Account) -> list[Program]:
-        env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-        env |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        env |= {"PORTICO_SETTINGS": render_settings(config), "PYTHONUNBUFFERED": "1"}
-        if not config.multi_user:
-            env |= {
-                name: os.environ[name]
-                for name in ("HOME", "USER", "LOGNAME", "SHELL", "XDG_RUNTIME_DIR")
-                if name in os.environ
-            }
-        fds = {name: sock.fileno() for name, sock in self._sockets.items()}
-        public = {name: fd for name, fd in fds.items() if name.startswith("listen-")}
-        ids = {"uid": account.uid, "gid": account.gid} if config.multi_user else {}
-        python = (sys.executable, "-s", "-P", "-m", "portico.cli.process")
-        own = env | {"PORTICO_ADMIN": self._admin} | ({"HOME": config.state_dir} if config.multi_user else {})
-        return [
-            Program("broker", (*python, "broker"), env, {"broker": fds["broker"]}),
-            Program(
-                "portal", (*python, "portal"), own, {name: fds[name] for name in ("portal", "api", "routes")}, **ids
-            ),
-            Program("gateway", (*python, "gateway"), own, public, **ids),
-        ]
-
     @contextlib.asynccontextmanager
     async def _signals_taken(self) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        for number in numbers:
-            loop.add_signal_handler(number, self._ended.set)
+        handlers = {signal.SIGINT: self._ended.set, signal.SIGTERM: self._ended.set, signal.SIGHUP: self._on_hangup}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         try:
             yield
         finally:
-            for number in numbers:
+            for number in handlers:
                 loop.remove_signal_handler(number)
+
+    def _on_hangup(self) -> None:
+        if self._has_terminal and not has_terminal():  # its window was closed, which is not a wish for a reload
+            self._ended.set()
+        else:
+            self._reload_wanted.set()
 
     @contextlib.asynccontextmanager
     async def _running(self, supervisor: Supervisor, programs: list[Program]) -> AsyncIterator[None]:
@@ -148,6 +135,77 @@ class Service:
             yield
         finally:
             await supervisor.stop(STOP_ORDER)
+
+    def _build_programs(self, account: place.Account) -> tuple[Program, Program, list[Program]]:
+        config = self._config
+        if config.tls_certificate:
+            certificate, key = place.copy_tls_files(config, account)
+            config = replace(config, tls_certificate=certificate, tls_key=key)
+        return build_programs(config, account, self._sockets, self._admin)
+
+    def _write_facts(self, lock: place.Lock, supervisor: Supervisor) -> None:
+        lock.write({**self._facts, "processes": supervisor.pids, "draining": supervisor.draining})
+
+    async def _reload_when_wanted(self, supervisor: Supervisor, account: place.Account) -> None:
+        """Reload at each SIGHUP, until cancelled; what goes wrong is told, and all goes on as it was."""
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            failure: dict[str, Any] | None = None
+            kept: list[str] = []
+            try:
+                kept = await self._reload(supervisor, account)
+            except (PorticoError, OSError) as error:
+                told = error if isinstance(error, PorticoError) else Unavailable("The reload failed.", why=str(error))
+                show.show_error(told)
+                failure = told.to_wire()
+            number = self._facts["reloads"] + 1
+            self._facts |= {"reloads": number, "reload_error": failure, "reload_kept": kept}
+            supervisor.on_change()
+
+    async def _reload(self, supervisor: Supervisor, account: place.Account) -> list[str]:
+        """Read settings and certificate again, and run new gateways; return the settings that only a start changes.
+
+        Raises:
+            PorticoError: Something is wrong with them, or a new gateway did not get ready.
+
+        """
+        before = self._config
+        wanted, kept = keep_fixed(self._read_config(), before)
+        self._config = wanted
+        try:
+            broker, portal, gateways = self._build_programs(account)
+            if concerns_portal(wanted, before):
+                await supervisor.change(broker)
+                await supervisor.change(portal)
+                await asyncio.to_thread(self._wait_for_portal)
+            await supervisor.replace("gateway", gateways)
+        except BaseException:
+            self._config = before
+            raise
+        self._facts["url"] = wanted.portal_origin
+        show_on_stderr(f"Reloaded. Gateways: {', '.join(str(supervisor.pids[one.name]) for one in gateways)}.")
+        if kept:
+            show_on_stderr(f"Only a new start changes {', '.join(kept)}.")
+        return kept
+
+    def _wait_for_portal(self) -> None:
+        """Wait until the portal answers on this machine's own socket.
+
+        Raises:
+            Unavailable: It is not ready in time.
+
+        """
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while True:
+            try:
+                with contextlib.closing(Client(Target(run_dir=self._config.run_dir))) as client:
+                    client.ask("GET", "/health")
+                    return
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
     async def _wait_until_ready(self, supervisor: Supervisor) -> bool:
         """Wait until the portal answers through the gateway; False where the end was asked for before that.
@@ -234,3 +292,12 @@ class Service:
             if count
             else f"\nStopping Portico. {going_on}."
         )
+
+
+def has_terminal() -> bool:
+    """Return whether this process has a terminal that controls it (tty(4)); one that was hung up is none."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""``portico up``, ``status``, ``stop``, ``backup`` and ``admin-link``: Portico itself, on this machine."""
+"""``portico up``, ``status``, ``reload``, ``stop``, ``backup`` and ``admin-link``: Portico itself, on this machine."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from portico.cli.place import Lock
 from portico.cli.serve import Service
 from portico.cli.show import AsJson
 from portico.config import Config, load_config
-from portico.errors import Invalid, NotFound, Unavailable
+from portico.errors import Invalid, NotFound, Unavailable, from_wire
 from portico.model import USER_NAME
 
 CONFIG_FILE = "/etc/portico/portico.toml"
 STOP_TIMEOUT_S = 30.0
+RELOAD_TIMEOUT_S = 120.0
 
 StateDir = Annotated[str | None, typer.Option("--state-dir", help="Folder of the database and logs.")]
 RunDir = Annotated[str | None, typer.Option("--run-dir", help="Folder of the sockets.")]
@@ -42,6 +43,7 @@ def up(
     tls_certificate: Annotated[str | None, typer.Option(help="PEM file with the certificate chain.")] = None,
     tls_key: Annotated[str | None, typer.Option(help="PEM file with its private key.")] = None,
     public_url: Annotated[str | None, typer.Option(help="The portal's URL where a front server changes it.")] = None,
+    gateways: Annotated[int | None, typer.Option(help="Gateway processes side by side (1).", min=1)] = None,
     config: Annotated[Path | None, typer.Option(help=f"Settings (TOML); {CONFIG_FILE} where it exists.")] = None,
     state_dir: StateDir = None,
     run_dir: RunDir = None,
@@ -59,14 +61,18 @@ def up(
     """
     if config is not None and not config.exists():
         raise Invalid(f"There is no file {config}.", hint="Leave --config away for defaults.")
-    settings = load_config(
-        config or Path(CONFIG_FILE), host=host, bind=bind, port=port, apps_port=apps_port, apps_domain=apps_domain,
-        tls_certificate=_absolute(tls_certificate), tls_key=_absolute(tls_key), public_url=public_url,
-        state_dir=_absolute(state_dir), run_dir=_absolute(run_dir), install_dir=_absolute(install_dir),
-        instance=instance,
-    )  # fmt: skip
-    name = choose_admin(settings, admin)
-    if not asyncio.run(Service(settings, name).run()):
+    path = (config or Path(CONFIG_FILE)).absolute()
+
+    def read_config() -> Config:
+        return load_config(
+            path, host=host, bind=bind, port=port, apps_port=apps_port, apps_domain=apps_domain, gateways=gateways,
+            tls_certificate=_absolute(tls_certificate), tls_key=_absolute(tls_key), public_url=public_url,
+            state_dir=_absolute(state_dir), run_dir=_absolute(run_dir), install_dir=_absolute(install_dir),
+            instance=instance,
+        )  # fmt: skip
+
+    name = choose_admin(read_config(), admin)
+    if not asyncio.run(Service(read_config, name).run()):
         raise SystemExit(1)
 
 
@@ -101,20 +107,38 @@ def status(context: typer.Context, run_dir: RunDir = None, as_json: AsJson = Fal
     show.show(
         facts, as_json,
         {"Address": "url", "Supervisor": "pid", "Processes": "processes", "State folder": "state_dir",
-         "Run folder": "run_dir", "Since": "since", "Ready": "ready"},
+         "Run folder": "run_dir", "Since": "since", "Ready": "ready", "Draining": "draining"},
     )  # fmt: skip
+
+
+def reload(context: typer.Context, run_dir: RunDir = None) -> None:
+    """Read settings and the TLS certificate again. New gateways take over; open desktops and terminals go on."""
+    facts = _read_facts(context, run_dir)
+    lock = Lock(_locate(context, run_dir))
+    if "reloads" not in facts:  # one of an earlier version, which SIGHUP would end
+        raise Unavailable("The Portico that runs is older than this command.", hint="portico stop, then portico up")
+    _signal(facts, signal.SIGHUP, "reload")
+    deadline = time.monotonic() + RELOAD_TIMEOUT_S
+    while (now := lock.read()) and now["reloads"] == facts["reloads"]:
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"Portico has not reloaded within {RELOAD_TIMEOUT_S:g} s.", hint=f"Logs: {facts['state_dir']}/log"
+            )
+        time.sleep(0.05)
+    if now is None:
+        raise Unavailable("Portico has stopped instead of reloading.", hint=f"Logs: {facts['state_dir']}/log")
+    if error := now.get("reload_error"):
+        raise from_wire(error)
+    show.tell(f"Reloaded. Earlier gateways that finish what they have: {len(now['draining'])} (`portico status`).")
+    if kept := now.get("reload_kept"):
+        show.tell(f"Only a new start changes {', '.join(kept)}.")
 
 
 def stop(context: typer.Context, run_dir: RunDir = None) -> None:
     """Stop Portico. Sessions go on, and are found again at the next start."""
     facts = _read_facts(context, run_dir)
     lock = Lock(_locate(context, run_dir))
-    try:
-        os.kill(facts["pid"], signal.SIGTERM)
-    except PermissionError as error:
-        raise Unavailable(
-            "You may not stop Portico.", why=f"Process {facts['pid']} is not yours.", hint="Ask root."
-        ) from error
+    _signal(facts, signal.SIGTERM, "stop")
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while (now := lock.read()) and now["pid"] == facts["pid"]:
         if time.monotonic() > deadline:
@@ -156,6 +180,15 @@ def admin_link(context: typer.Context, name: Annotated[str, typer.Argument(help=
     if found.get("role") != "admin":
         raise Invalid(f"{name} is not an admin.", hint=f"portico user role {name} admin, or: portico user link {name}")
     show.show({"link": client.ask("POST", f"/users/{name}/code").get("link", "")}, False, {"": "link"})
+
+
+def _signal(facts: dict[str, Any], number: signal.Signals, what: str) -> None:
+    try:
+        os.kill(facts["pid"], number)
+    except PermissionError as error:
+        raise Unavailable(
+            f"You may not {what} Portico.", why=f"Process {facts['pid']} is not yours.", hint="Ask root."
+        ) from error
 
 
 def _locate(context: typer.Context, run_dir: str | None) -> Config:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from portico.cli import supervisor
-from portico.cli.supervisor import LogFile, Program, Supervisor, render_line
+from portico.cli.log_file import LogFile, render_line
+from portico.cli.supervisor import Program, Supervisor
 
 ENV = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
 ANSWER = """

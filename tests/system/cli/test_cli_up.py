@@ -223,8 +223,9 @@ def test_status_and_stop(portico_factory: Callable[..., RunningPortico]) -> None
     facts = json.loads(portico.cli("status", "--json").stdout)
     assert facts["url"] == portico.url
     assert facts["pid"] == portico.pids["supervisor"]
-    assert facts["processes"] == {name: pid for name, pid in portico.pids.items() if name != "supervisor"}
     pids = portico.pids
+    assert facts["processes"] == {name: pids[name] for name in ("broker", "portal")} | {"gateway-1": pids["gateway"]}
+    assert facts["draining"] == []
     nobody = portico.cli("stop", user="nobody", check=False)
     assert nobody.returncode == 1
     assert "Ask root" in nobody.stderr
