@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 STDERR_LIMIT_BYTES: Final = 16 * 1024
 INHERITED: Final = ("HOME", "USER", "LOGNAME", "LANG", "PATH")
+AT_ONCE: Final = 6
+"""Below what an agent takes (agent/command.py), so that nobody reads that there are too many."""
 ANSWER_S: Final = 10.0
 """How much longer than the command an agent may take to answer."""
 
@@ -34,11 +36,16 @@ class CommandRunner:
 
     def __init__(self, machine: BrokerMachine) -> None:
         self._machine = machine
+        self._turns: dict[str | None, asyncio.Semaphore] = {}
 
     async def run(self, user_name: str | None, command: Command[T]) -> Result:
-        """Run a command; see Runner. It is never run twice."""
-        if user_name is None:
-            return await self._run_here(command)
+        """Run a command; see Runner. It is never run twice; a user's wait for each other beyond AT_ONCE."""
+        async with self._turns.setdefault(user_name, asyncio.Semaphore(AT_ONCE)):
+            if user_name is None:
+                return await self._run_here(command)
+            return await self._run_as(user_name, command)
+
+    async def _run_as(self, user_name: str, command: Command[T]) -> Result:
         args = {
             "argv": list(command.argv),
             "env": dict(command.env),
