@@ -33,6 +33,7 @@ class FakeJob:
     in_queue: bool = True
     in_history: bool = True
     array: str = ""
+    script: bytes = b""
 
 
 @dataclass
@@ -122,7 +123,7 @@ class FakeSlurm:
             return Result(1, b"", b"sbatch: error: Batch job submission failed: Unable to contact slurm controller\n")
         if self.refuses:
             return Result(1, b"", f"sbatch: error: Batch job submission failed: {self.refuses}\n".encode())
-        job = FakeJob(str(self.next_id), user, options["job-name"], options["comment"], self.now)
+        job = FakeJob(str(self.next_id), user, options["job-name"], options["comment"], self.now, script=command.stdin)
         if "array" in options:
             job.array = options["array"]
         self.next_id += 1
@@ -162,6 +163,10 @@ class FakeSlurm:
     def _sacct(self, user: str | None, command: Command[Any]) -> Result:
         if self.accounting_down:
             return Result(1, b"", b"sacct: error: slurm_persist_conn_open: failed to connect to slurmdbd\n")
+        if "--batch-script" in command.argv:
+            job_id = command.argv[-1].partition("=")[2]
+            stored = next((job.script for job in self.jobs if job.id == job_id and job.in_history), b"NONE\n")
+            return Result(0, f"Batch Script for {job_id}\n{'-' * 80}\n".encode() + stored + b"\n")
         names = next(part.partition("=")[2] for part in command.argv if part.startswith("--format=")).split(",")
         mark = next((p.partition("=")[2] for p in command.argv if p.startswith("--delimiter=")), "|")
         ids = next((p.partition("=")[2].split(",") for p in command.argv if p.startswith("--jobs=")), None)
@@ -183,6 +188,13 @@ class FakeSlurm:
         job = next((job for job in self.jobs if job.id == command.argv[-1] and job.in_queue), None)
         if "update" in command.argv:
             return Result(0) if user is None else Result(1, b"", b"Access/permission denied for job 1\n")
+        if "batch_script" in command.argv:
+            job = next((job for job in self.jobs if job.id == command.argv[3] and job.in_queue), None)
+            mine = job is not None and job.user == user
+            error = (
+                b"" if mine else b"job script retrieval failed: Invalid " + (b"user id" if job else b"job id specified")
+            )
+            return Result(0, job.script if job and mine else b"", error)
         if job is None:
             return Result(1, b"", b"slurm_load_jobs error: Invalid job id specified\n")
         if "show" in command.argv:

@@ -172,6 +172,10 @@ class LocalScheduler:
         self._get(ref.id)
         return JobDetails()
 
+    async def read_script(self, user_name: str, ref: JobRef) -> bytes:
+        """Refuse: apps have none of their user's; see Scheduler."""
+        raise Conflict(_NO_BATCH)
+
     async def act(self, user_name: str, ref: JobRef, action: Action) -> None:
         """Cancel a job; see Scheduler."""
         entry = self._get(ref.id)

@@ -297,6 +297,9 @@ class Scheduler(Protocol):
     async def describe(self, user_name: str, ref: JobRef) -> JobDetails:
         """Return more of a job of this user's."""
 
+    async def read_script(self, user_name: str, ref: JobRef) -> bytes:
+        """Return the script of a job of this user's, as it was submitted, while the scheduler keeps it."""
+
     async def act(self, user_name: str, ref: JobRef, action: Action) -> None:
         """Do something to a job, as this user."""
 

@@ -325,6 +325,8 @@ def test_a_script_passes_untouched_or_not_at_all(slurm_place: SlurmPlace) -> Non
     async def test() -> None:
         script = b'#!/bin/sh\n#SBATCH --nodes=1\ncat "$0" > $HOME/copy # caf\xe9\n' + b"# filler\n" * 40_000
         key = await place.submit("", script=script)
+        (job_id,) = place.find_ids(key)
+        assert await place.scheduler.read_script(place.alice, JobRef(job_id)) == script
         assert (await place.until_ended(key)).reason is Reason.FINISHED
         assert (place.find_home(place.alice) / "copy").read_bytes() == script  # 360 kB, larger than a message
         for wrong in (b"echo\n", b"#!/bin/sh\r\necho\r\n", b"", b"#!/bin/sh\n\0\n", b"\xef\xbb\xbf#!/bin/sh\n"):
@@ -446,6 +448,7 @@ def test_history_details_and_usage(slurm_place: SlurmPlace) -> None:
         assert ended.name == "my job" and ended.reason is Reason.FINISHED and ended.used_s >= 3 and ended.cores == 1
         assert ended.id == job.id and ended.submitted == job.submitted
         used = await place.scheduler.describe(place.alice, ended.ref)
+        assert used.folder == str(home)
         assert used.memory_used_bytes is not None or used.cpu_used_s is not None
         await place.restart()
 

@@ -59,7 +59,7 @@ FIELDS: Final = (
 )
 """What sacct is asked for, ours and its name (sacct(1)). SubmitLine is there from 21.08 on; older ones go without."""
 
-USAGE: Final = (("id", "JobIDRaw"), ("memory", "MaxRSS"), ("cpu", "TotalCPU"))
+USAGE: Final = (("id", "JobIDRaw"), ("memory", "MaxRSS"), ("cpu", "TotalCPU"), ("folder", "WorkDir"))
 _USAGE_LIVE: Final = (("id", "JobID"), ("memory", "MaxRSS"), ("cpu", "AveCPU"), ("tasks", "NTasks"))
 
 
@@ -143,6 +143,36 @@ def describe(job_id: str) -> Command[JobDetails]:
     return Command(("scontrol", "--oneliner", "show", "job", job_id), parse)
 
 
+def read_script(job_id: str) -> Command[bytes]:
+    """Ask the controller for a job's script; only its own user or an operator may."""
+    check_id(job_id)
+
+    def parse(result: Result) -> bytes:
+        if result.status or result.timed_out or (result.stderr.strip() and not result.stdout):  # errors have status 0
+            raise translate(result, "Asking for the job's script")
+        return result.stdout
+
+    return Command(("scontrol", "write", "batch_script", job_id, "-"), parse)
+
+
+def read_stored_script(job_id: str) -> Command[bytes]:
+    """Ask accounting for a job's script, from 21.08 on, where AccountingStoreFlags has job_script; as its own user.
+
+    Bytes that are no text in the database's character set come back as question marks.
+    """
+    check_id(job_id)
+
+    def parse(result: Result) -> bytes:
+        if result.timed_out:
+            raise translate(result, "Asking for the job's script")
+        _, line, script = result.stdout.partition(b"-" * 80 + b"\n")
+        if result.status or not line or script.strip() == b"NONE":
+            raise NotFound("Slurm no longer has the script of this job.", hint="Submit it from its file again.")
+        return script.removesuffix(b"\n")
+
+    return Command(("sacct", "--batch-script", f"--jobs={job_id}"), parse)
+
+
 def measure_live(job_id: str) -> Command[JobDetails]:
     """Ask what a running job uses; only its own user or an operator may (sstat(1))."""
     argv = ("sstat", "--allsteps", "--noheader", "--parsable2", f"--jobs={check_id(job_id)}")
@@ -156,14 +186,15 @@ def measure_ended(job_id: str) -> Command[JobDetails]:
 
 
 def _parse_usage(result: Result, fields: tuple[tuple[str, str], ...]) -> JobDetails:
-    memory, cpu = 0, 0.0
+    memory, cpu, folder = 0, 0.0, None
     for line in _read(result, "Asking what the job uses"):
-        values = dict(zip((name for name, _ in fields), line.split("|"), strict=False))
+        values = dict(zip((name for name, _ in fields), line.split("|", len(fields) - 1), strict=False))
+        folder = folder or _take_path(values, "folder")
         memory = max(memory, parse_size(values.get("memory", ""), unit="") or 0)
         seconds = parse_duration(values.get("cpu", "")) or 0
         # Of a running job each step's mean of its tasks; of an ended one the first record has the sum.
         cpu = cpu + seconds * parse_int(values["tasks"]) if "tasks" in values else max(cpu, seconds)
-    return JobDetails(memory_used_bytes=memory or None, cpu_used_s=cpu or None)
+    return JobDetails(folder=folder, memory_used_bytes=memory or None, cpu_used_s=cpu or None)
 
 
 def list_history(user_name: str | None, since: datetime, mark: str | None = None) -> Command[list[Job]]:

@@ -197,8 +197,19 @@ class SlurmScheduler:
                 used = await self._console.do(user_name, history.measure_live(ref.id))
             else:
                 return details
-            details = replace(details, memory_used_bytes=used.memory_used_bytes, cpu_used_s=used.cpu_used_s)
+            folder = details.folder or used.folder
+            details = replace(
+                used, folder=folder, output=details.output, error=details.error, restarts=details.restarts
+            )
         return details
+
+    async def read_script(self, user_name: str, ref: JobRef) -> bytes:
+        """Return a script; see Scheduler. The controller keeps it for a while, accounting where a site says so."""
+        self._find_same(ref)
+        try:
+            return await self._console.do(user_name, history.read_script(ref.id))
+        except NotFound:
+            return await self._console.do(user_name, history.read_stored_script(ref.id))
 
     async def act(self, user_name: str, ref: JobRef, action: Action) -> None:
         """Do something to a job; see Scheduler."""

@@ -13,7 +13,7 @@ from slurm_fixtures import FOLDER, MARK, SINCE, load
 
 from portico.errors import BY_CODE, Conflict, Forbidden, Invalid, NotFound, PorticoError, Unavailable
 from portico.model import Reason
-from portico.schedulers.protocol import Action, Job, JobState
+from portico.schedulers.protocol import Action, Job, JobDetails, JobState
 from portico.schedulers.slurm import control, history, queue, site, submit, text
 from portico.schedulers.slurm.command import Result
 from portico.schedulers.slurm.refusals import TABLE, translate
@@ -179,6 +179,8 @@ def test_details_and_usage() -> None:
     assert history.measure_live("53").parse(load("sstat")).memory_used_bytes == 3016 << 10
     assert history.measure_live("53").parse(load("sstat-other")).memory_used_bytes is None
     assert history.measure_ended("54").parse(load("sacct-usage")).cpu_used_s is not None
+    ended = Result(0, b"54||00:01.500|/home/alice|x\n54.batch|2M|00:01.500|\n")
+    assert history.measure_ended("54").parse(ended) == JobDetails("/home/alice|x", None, None, 2 << 20, 1.5)
     with pytest.raises(NotFound):
         history.describe("999999").parse(load("show-job-unknown"))
 

@@ -547,6 +547,22 @@ def test_actions_name_one_job(place: Place) -> None:
     run(test())
 
 
+def test_the_script_comes_back_from_wherever_it_is_kept(place: Place) -> None:
+    async def test() -> None:
+        key = await place.submit()
+        (job,) = place.slurm.get(key)
+        assert await place.scheduler.read_script("alice", JobRef(job.id)) == SCRIPT
+        with pytest.raises(Forbidden):
+            await place.scheduler.read_script("bob", JobRef(job.id))
+        job.in_queue = False
+        assert await place.scheduler.read_script("alice", JobRef(job.id)) == SCRIPT
+        job.in_history = False
+        with pytest.raises(NotFound, match="no longer has the script"):
+            await place.scheduler.read_script("alice", JobRef(job.id))
+
+    run(test())
+
+
 def test_an_array_is_one_job_that_ends_with_its_last_task(place: Place) -> None:
     async def test() -> None:
         key = await place.submit(array="1-2")
