@@ -425,6 +425,34 @@ def test_arrays_and_dependencies(slurm_place: SlurmPlace) -> None:
     place.run(test())
 
 
+def test_a_row_of_an_array_is_only_that_row(slurm_place: SlurmPlace) -> None:
+    place = slurm_place
+
+    async def test() -> None:
+        key = await place.submit(FOREVER, options={"array": "1-4%3"})
+        rows = await wait_for(lambda: _find_rows(place, key, running=3, waiting=1))
+        last = max(rows, key=lambda job: job.state is JobState.QUEUED)
+        await place.scheduler.act(place.alice, last.ref, Action.CANCEL)
+        await wait_for(lambda: _find_rows(place, key, running=3, waiting=0))  # those that run go on
+        for left in (2, 1, 0):
+            rows = [job for job in await _find_rows(place, key) if job.state is JobState.RUNNING]
+            await place.scheduler.act(place.alice, max(rows, key=lambda job: job.id == job.array_id).ref, Action.CANCEL)
+            await wait_for(lambda left=left: _find_rows(place, key, running=left, waiting=0))
+        assert (await place.until_ended(key)).reason is Reason.CANCELLED
+
+    place.run(test())
+
+
+async def _find_rows(place: SlurmPlace, key: str, running: int = -1, waiting: int = -1) -> list[Job]:
+    """Return an array's rows if so many of them run and wait; else none."""
+    rows = [job for job in (await place.scheduler.list_jobs()).jobs if job.key == key]
+    states = [job.state for job in rows]
+    wrong = (running >= 0 and states.count(JobState.RUNNING) != running) or (
+        waiting >= 0 and states.count(JobState.QUEUED) != waiting
+    )
+    return [] if wrong else rows
+
+
 def test_history_details_and_usage(slurm_place: SlurmPlace) -> None:
     place = slurm_place
 

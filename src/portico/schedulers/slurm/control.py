@@ -29,14 +29,21 @@ _OPERATORS: Final[dict[Action, str]] = {
 }
 
 
-def act(job_id: str, action: Action) -> Command[None]:
-    """Do something to a job.
+def act(job_id: str, action: Action, *, waiting_only: bool = False) -> Command[None]:
+    """Do something to a job, ``12``, to an array with all its tasks, ``12`` too, or to one of its tasks, ``12_3``.
 
     scancel says nothing about a job that has ended or that never was, with exit status 0: whoever needs to know
     looks at the queue. Requeue takes jobs that have ended too, which then run once more.
+
+    Args:
+        job_id: Which.
+        action: What.
+        waiting_only: Of an array that is cancelled, leave alone the tasks that run.
     """
     check_id(job_id)
-    argv = ("scancel", job_id) if action is Action.CANCEL else ("scontrol", action.value, job_id)
+    argv: tuple[str, ...] = ("scontrol", action.value, job_id)
+    if action is Action.CANCEL:
+        argv = ("scancel", "--state=PENDING", job_id) if waiting_only else ("scancel", job_id)
     return Command(argv, lambda result: _parse_done(result, action))
 
 

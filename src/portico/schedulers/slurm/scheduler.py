@@ -216,16 +216,20 @@ class SlurmScheduler:
         job = self._find_same(ref)
         if job and job.state is JobState.ENDED:  # scancel would say nothing, requeue would run it again
             raise Conflict("The job has ended already.")
-        if job and action is Action.CANCEL and job.user_name == user_name and (key := self._own.find_key(job)):
+        if job and job.state is JobState.RUNNING and action is Action.HOLD:  # which Slurm takes, and does nothing
+            raise Conflict("The job has started already.", hint="Only what waits can be put on hold.")
+        mine = job is not None and job.user_name == user_name and not job.array_id  # of an array only the row's tasks
+        if mine and job and action is Action.CANCEL and (key := self._own.find_key(job)):
             await self._own.cancel(key, Reason.STOPPED)
             return
-        for_operators = action in (Action.SUSPEND, Action.RESUME)
-        await self._console.do(None if for_operators and self._operator else user_name, control.act(ref.id, action))
+        whose = None if action in (Action.SUSPEND, Action.RESUME) and self._operator else user_name
+        rest = job is not None and bool(job.array_id) and job.state is JobState.QUEUED
+        await self._console.do(whose, control.act(_find_target(ref, job), action, waiting_only=rest))
 
     async def change_limit(self, user_name: str, ref: JobRef, limit_s: float) -> None:
         """Change a time limit; see Scheduler."""
-        self._find_same(ref)
-        await self._console.do(user_name, control.change_limit(ref.id, limit_s))
+        job = self._find_same(ref)
+        await self._console.do(user_name, control.change_limit(_find_target(ref, job), limit_s))
 
     # the place
 
@@ -277,3 +281,8 @@ class SlurmScheduler:
         if job and ref.submitted and job.submitted and job.submitted != ref.submitted:
             raise Conflict("This job is not what it was when the page was made.", hint="Look at the list again.")
         return job
+
+
+def _find_target(ref: JobRef, job: Job | None) -> str:
+    """Return what names a job on Slurm's command line: of a task never its own id, which may be its array's too."""
+    return job.shown_id if job is not None and job.array_id and job.state is JobState.RUNNING else ref.id

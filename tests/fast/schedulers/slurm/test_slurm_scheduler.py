@@ -563,6 +563,17 @@ def test_the_script_comes_back_from_wherever_it_is_kept(place: Place) -> None:
     run(test())
 
 
+def test_what_runs_is_not_put_on_hold(place: Place) -> None:
+    async def test() -> None:
+        place.slurm.start(await place.submit())
+        await place.turn()
+        (job,) = (await place.scheduler.list_jobs()).jobs
+        with pytest.raises(Conflict, match="started"):
+            await place.scheduler.act("alice", job.ref, Action.HOLD)
+
+    run(test())
+
+
 def test_an_array_is_one_job_that_ends_with_its_last_task(place: Place) -> None:
     async def test() -> None:
         key = await place.submit(array="1-2")
