@@ -102,7 +102,7 @@ def test_controller_away_while_jobs_run(slurm_place: SlurmPlace) -> None:
             assert any(job.key == stays for job in queue.jobs)
             assert (await place.scheduler.query())[stays].state is JobState.RUNNING
             with pytest.raises(PorticoError) as refused:
-                await place.scheduler.act(place.alice, find_ref(queue.jobs, stays), Action.HOLD)
+                await place.scheduler.act(place.alice, find_ref(queue.jobs, stays), Action.SUSPEND)
             assert refused.value.code == "unavailable"
         finally:
             await in_thread(place.rig.start_controller)
