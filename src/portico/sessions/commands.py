@@ -56,18 +56,14 @@ class CommandRunner:
         timeout_s = command.timeout_s + ANSWER_S
         answer, fds = await self._machine.ask_once(user_name, "command", args, fds, timeout_s=timeout_s)
         try:
-            if len(fds) != 1:
-                raise Unavailable("The user's agent answered without the command's output.")
+            status, stderr = answer.get("status"), answer.get("stderr")
+            if len(fds) != 1 or type(status) is not int or not isinstance(stderr, str):
+                raise Unavailable("The user's agent did not answer as an agent does.")
             stdout = await asyncio.to_thread(wire.read_sealed, fds[0], command.limit_bytes)
         finally:
             wire.close_all(fds)
-        return Result(
-            int(answer["status"]),
-            stdout,
-            str(answer["stderr"]).encode(errors="replace"),
-            answer["timed_out"] is True,
-            answer["cut"] is True,
-        )
+        said = stderr.encode(errors="replace")
+        return Result(status, stdout, said, answer.get("timed_out") is True, answer.get("cut") is True)
 
     async def _run_here(self, command: Command[T]) -> Result:
         env = {name: os.environ[name] for name in INHERITED if name in os.environ} | dict(command.env)

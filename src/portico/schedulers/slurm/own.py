@@ -390,7 +390,8 @@ class OwnJobs:
         try:
             await self._console.do(user_name, control.act(job_id, Action.CANCEL))
         except NotFound:
-            if not self._operator:  # the user's account is no more
+            # The user's account is no more. An operator may end every job, so this one must have been seen as theirs.
+            if not self._operator or (job := self._jobs.get(job_id)) is None or job.user_name != user_name:
                 raise
             await self._console.do(None, control.act(job_id, Action.CANCEL))
 

@@ -187,6 +187,8 @@ class SlurmScheduler:
     async def describe(self, user_name: str, ref: JobRef) -> JobDetails:
         """Return more of a job; see Scheduler."""
         job = self._find_same(ref)
+        if job and job.user_name != user_name:
+            raise NotFound("Slurm knows no such job of this user.")
         details = JobDetails()
         with contextlib.suppress(NotFound):  # the controller may have forgotten it; accounting has not
             details = await self._console.do(None, history.describe(ref.id))
@@ -218,11 +220,14 @@ class SlurmScheduler:
             raise Conflict("The job has ended already.")
         if job and job.state is JobState.RUNNING and action is Action.HOLD:  # which Slurm takes, and does nothing
             raise Conflict("The job has started already.", hint="Only what waits can be put on hold.")
-        mine = job is not None and job.user_name == user_name and not job.array_id  # of an array only the row's tasks
-        if mine and job and action is Action.CANCEL and (key := self._own.find_key(job)):
+        mine = job is not None and job.user_name == user_name
+        key = self._own.find_key(job) if job and mine and not job.array_id else ""  # of an array only this row's tasks
+        if key and action is Action.CANCEL:
             await self._own.cancel(key, Reason.STOPPED)
             return
-        whose = None if action in (Action.SUSPEND, Action.RESUME) and self._operator else user_name
+        # An operator may do that to every job, so it must be known whose this one is.
+        as_operator = self._operator and mine and action in (Action.SUSPEND, Action.RESUME)
+        whose = None if as_operator else user_name
         rest = job is not None and bool(job.array_id) and job.state is JobState.QUEUED
         await self._console.do(whose, control.act(_find_target(ref, job), action, waiting_only=rest))
 

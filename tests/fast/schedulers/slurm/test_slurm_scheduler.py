@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -599,6 +600,35 @@ def test_a_user_whose_account_is_gone_keeps_no_job(place: Place) -> None:
         await place.scheduler.cancel(key, Reason.STOPPED_BY_ADMIN)
         assert (await place.follow(key)).reason is Reason.STOPPED_BY_ADMIN
         assert (None, "scancel") in place.slurm.asked
+
+    run(test())
+
+
+def test_what_an_operator_may_is_done_to_ones_own_jobs_only(place: Place) -> None:
+    async def test() -> None:
+        place.begin(operator=True)
+        place.slurm.start(await place.submit())
+        await place.turn()
+        (job,) = (await place.scheduler.list_jobs()).jobs
+        for user, ref in (("bob", job.ref), ("alice", job.ref), ("bob", JobRef("4711"))):
+            with contextlib.suppress(NotFound):
+                await place.scheduler.act(user, ref, Action.SUSPEND)
+            assert place.slurm.asked[-1] == (None if user == "alice" else user, "scontrol")
+
+    run(test())
+
+
+def test_an_agent_that_lies_about_the_id_ends_nobody_elses_job(place: Place) -> None:
+    async def test() -> None:
+        place.begin(operator=True)
+        place.slurm.jobs.append(FakeJob("7", "bob", "his", "", place.slurm.now, "RUNNING", started=place.slurm.now))
+        place.slurm.next_id = 7
+        key = await place.submit()
+        del place.slurm.jobs[1]  # alice's job was never there: her agent only said so
+        place.slurm.vanished = True
+        await place.scheduler.cancel(key, Reason.STOPPED)
+        await place.turn()
+        assert place.slurm.jobs[0].word == "RUNNING" and (None, "scancel") not in place.slurm.asked
 
     run(test())
 
