@@ -40,6 +40,7 @@ class Config:
     tls_certificate: str = setting("", "PEM file with the certificate chain; then Portico speaks HTTPS.")
     tls_key: str = setting("", "PEM file with the certificate's private key.")
     trusted_proxies: tuple[str, ...] = setting((), "Addresses whose X-Forwarded-For and -Proto headers are believed.")
+    apps_url: str = setting("", "The apps' URL as browsers see it, where a front server changes it.")
     gateways: int = setting(1, "Gateway processes, side by side on the same ports.")
     public_url: str = setting("", "The portal's URL as browsers see it, where a front server changes it.")
     # sign-in
@@ -84,6 +85,8 @@ class Config:
         if self.apps_domain:
             port = urlsplit(self.portal_origin).port or _DEFAULT_PORTS[self.scheme]
             return _render_origin(self.scheme, f"{session_id}.{self.apps_domain}", port)
+        if self.apps_url:
+            return self.apps_url.rstrip("/")
         host = urlsplit(self.portal_origin).hostname or self.host
         return _render_origin(self.scheme, host, self.apps_port)
 
@@ -174,6 +177,13 @@ def _fill_in(config: Config) -> Config:
         raise Invalid("The setting public_url must begin with http:// or https://.", field="public_url")
     if not filled.apps_domain and filled.apps_port == filled.port:
         raise Invalid("Apps need an origin of their own: apps_port must not be the portal's port.", field="apps_port")
+    if filled.apps_url:
+        if filled.apps_domain:
+            raise Invalid("Set either apps_url or apps_domain, not both.", field="apps_url")
+        if urlsplit(filled.apps_url).scheme != filled.scheme:
+            raise Invalid(f"The setting apps_url must begin with {filled.scheme}://, as the portal.", field="apps_url")
+        if filled.get_apps_origin("") == filled.portal_origin:
+            raise Invalid("Apps need an origin of their own: apps_url must not be the portal's.", field="apps_url")
     if len(filled.run_dir) > 60:  # sun_path has 108 bytes, and below this stand users/<uid>/<session>/app.sock
         raise Invalid(f"The run folder's path is too long: {filled.run_dir}", hint="60 characters at most.")
     return filled

@@ -85,6 +85,7 @@ class Installer:
             if with_tests:
                 self._make_venv("venv-test", ["requirements.lock", "requirements-test.lock"])
                 self._install_package("venv-test")
+                self._unpack_servers()
             self._install_assets()
             try:
                 self._make_venv("jupyter", ["requirements-jupyter.lock"])
@@ -170,6 +171,24 @@ class Installer:
         shutil.rmtree(self.target / "assets", ignore_errors=True)
         made.rename(self.target / "assets")
         self._stamp("assets", wanted)
+
+    def _unpack_servers(self) -> None:
+        """Unpack what the tests run beside Portico into ``servers``; what can't be had is told, and its tests skip."""
+        wanted = self._hash([], *packages.UNPACKED)
+        if not self._is_stale("servers", wanted):
+            return
+        failed = False
+        with tempfile.TemporaryDirectory(prefix="portico-servers-") as folder:
+            for name in packages.UNPACKED:
+                try:
+                    self._call(f"{name}, for the tests", ["apt-get", "-q", "download", name], cwd=folder)
+                    for file in Path(folder).glob(f"{name}_*.deb"):
+                        self._call(f"{name}'s files", ["dpkg", "-x", str(file), str(self.target / "servers")])
+                except Unavailable as error:
+                    failed = True
+                    tell(f"{name} can't be had, so that its tests are skipped: {error.why}")
+        if not failed:
+            self._stamp("servers", wanted)
 
     def _check_readable(self) -> None:
         """Refuse to go on where users could not run what was installed; they would only see a broken app."""

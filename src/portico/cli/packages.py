@@ -42,6 +42,8 @@ GROUPS: Final = (
 
 NODE: Final = Group("the pages' scripts, while installing", ("nodejs", "npm"))
 TEST: Final = Group("the tests", ("chromium", "x11-utils", "xclip", "xdotool", "make", "git", "openssl", "mount"))
+UNPACKED: Final = ("nginx", "caddy", "prometheus")
+"""What tests run beside Portico, from a folder of their own: to install it would start it, on the machine's port 80."""
 
 
 def find_missing(packages: Iterable[str]) -> list[str]:

@@ -37,6 +37,11 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ("tls_key = '/k'", "both"),
         ("apps_port = 8000", "origin of their own"),
         ("public_url = 'javascript:1'", "must begin with"),
+        ("gateways = 0", "from 1 to 64"),
+        ("gateways = 65", "from 1 to 64"),
+        ("apps_url = 'https://apps.example.org'", "must begin with http://"),
+        ("apps_url = 'http://localhost:8000'", "origin of their own"),
+        ("apps_url = 'http://a.example.org'\napps_domain = 'b.example.org'", "not both"),
         ("trusted_proxies = '10.0.0.1'", "list of strings"),
         ("run_dir = '/elsewhere'", "does not exist"),
     ],
@@ -60,6 +65,11 @@ def test_a_wrong_file_is_one_clear_sentence(tmp_path: Path, text: str, says: str
         ),
         ("host = 'h'\nport = 8443\napps_domain = 'apps.h'", "http://h:8443", "http://k1.apps.h:8443"),
         ("public_url = 'https://front.example.org/'", "https://front.example.org", "https://front.example.org:8001"),
+        (
+            "public_url = 'https://front.example.org'\napps_url = 'https://front.example.org:8443/'",
+            "https://front.example.org",
+            "https://front.example.org:8443",
+        ),
     ],
 )
 def test_apps_never_share_the_portals_origin(tmp_path: Path, text: str, portal: str, apps: str) -> None:
