@@ -73,18 +73,20 @@ class Figure:
             return None
         return find_spread([ours / theirs for ours, theirs in pairs])
 
-    def list_targets(self) -> list[tuple[str, float, bool]]:
-        """Return each target as (peer, or empty for Portico's own value; bound; whether it is met)."""
+    def list_targets(self) -> list[tuple[str, float, str]]:
+        """Return each target as (peer, or empty for Portico's own value; bound; yes, no or unclear)."""
         found = []
         if self.limit is not None and PORTICO in self.values:
-            found.append(("", self.limit, self._is_met(self.find_value(PORTICO).median, self.limit)))
+            found.append(("", self.limit, self._judge(self.find_value(PORTICO), self.limit)))
         for peer, bound in self.ratios.items():
             if ratio := self.find_ratio(peer):
-                found.append((peer, bound, self._is_met(ratio.median, bound)))
+                found.append((peer, bound, self._judge(ratio, bound)))
         return found
 
-    def _is_met(self, value: float, bound: float) -> bool:
-        return value >= bound if self.more_is_better else value <= bound
+    def _judge(self, value: Spread, bound: float) -> str:
+        """Return whether a target is met: unclear where one quartile says yes and the other one no."""
+        met = {quartile >= bound if self.more_is_better else quartile <= bound for quartile in (value.low, value.high)}
+        return "unclear" if len(met) > 1 else "yes" if met == {True} else "no"
 
 
 @dataclass

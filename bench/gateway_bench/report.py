@@ -47,7 +47,7 @@ def _render_targets(figures: list[Figure]) -> list[str]:
             lines.append(
                 _render_row(
                     [f"{one.part}: {one.what}", own, theirs, _render_spread(ratio, 2) if ratio else "",
-                     f"{sign} {bound:,.{digits}f}{unit}", "yes" if met else "**no**"]
+                     f"{sign} {bound:,.{digits}f}{unit}", "**no**" if met == "no" else met]
                 )
             )  # fmt: skip
     return lines

@@ -41,12 +41,13 @@ def test_a_ratio_is_made_within_its_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more_is_better", "bound", "met"), [(True, 1.5, True), (True, 1.6, False), (False, 1.4, False)]
+    ("more_is_better", "bound", "met"),
+    [(True, 1.5, "yes"), (True, 1.6, "unclear"), (True, 1.8, "no"), (False, 1.4, "no")],
 )
-def test_a_target_is_met_or_not(more_is_better: bool, bound: float, met: bool) -> None:
+def test_a_target_is_met_or_not(more_is_better: bool, bound: float, met: str) -> None:
     figure = make_figure(more_is_better=more_is_better, ratios={"HAProxy": bound, "absent": 1.0})
     assert figure.list_targets() == [("HAProxy", bound, met)]
-    assert make_figure(limit=299.0).list_targets() == [("", 299.0, False)]
+    assert make_figure(limit=299.0).list_targets() == [("", 299.0, "unclear")]
 
 
 def test_spreads_and_percentiles() -> None:
