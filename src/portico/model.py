@@ -24,6 +24,7 @@ class Role(enum.StrEnum):
     """What a user may do is decided by this alone; accounts/permissions.py has the table."""
 
     USER = "user"
+    MONITOR = "monitor"
     ADMIN = "admin"
 
 
@@ -59,7 +60,7 @@ class Identity:
     """Who is asking. ``role`` is what this request may use, which can be less than the user's own.
 
     ``user_id`` is 0 for root on this machine, who is an admin and nobody's account.
-    ``sign_in_id`` is 0 unless ``via`` is COOKIE.
+    ``sign_in_id`` is 0 unless ``via`` is COOKIE, ``token_id`` unless it is TOKEN.
     """
 
     user_id: int
@@ -68,6 +69,7 @@ class Identity:
     via: Via
     sign_in_id: int = 0
     address: str = ""
+    token_id: int = 0
 
 
 @dataclass(frozen=True)

@@ -365,7 +365,7 @@ class Accounts:
             raise NotSignedIn("This API token is not valid.", hint="Make a new one on the account page.")
         with self._store.begin() as tx:
             tx.touch_api_token(found[1], at)
-        return Identity(found[0].id, found[0].name, found[0].role, Via.TOKEN, 0, address)
+        return Identity(found[0].id, found[0].name, found[0].role, Via.TOKEN, 0, address, found[1])
 
     def identify_uid(self, uid: int) -> Identity:
         """Return who a process of this machine acts for; never more than a plain user, but for root.
@@ -395,6 +395,13 @@ class Accounts:
             require(who, Permission.SIGN_IN_LIST)
         with self._store.read() as tx:
             return tx.list_sign_ins(self._clock(), None if everyone else who.user_id)
+
+    def count_sign_ins(self, who: Identity) -> int:
+        """Return how many browsers are signed in; for figures, without names."""
+        require(who, Permission.METRICS_READ)
+        at = self._clock()
+        with self._store.read() as tx:
+            return tx.count_sign_ins(at, at - timedelta(hours=self._config.idle_hours))
 
     def sign_out(self, who: Identity) -> None:
         """End the sign-in of this very request."""
@@ -448,6 +455,7 @@ class Accounts:
             if not tx.delete_api_token(who.user_id, token_id):
                 raise NotFound("There is no such token.")
             tx.add_audit(who.user_name, "token:revoke", str(token_id), "", who.address)
+        self.on_cut([f"token:{token_id}"])
 
     # audit
 

@@ -24,10 +24,12 @@ class Permission(enum.StrEnum):
     SESSION_STOP = "session:stop"
     APP_DIAGNOSE = "app:diagnose"
     AUDIT_READ = "audit:read"
+    METRICS_READ = "metrics:read"
 
 
 ROLE_PERMISSIONS: Final[dict[Role, frozenset[Permission]]] = {
     Role.USER: frozenset(),
+    Role.MONITOR: frozenset({Permission.METRICS_READ}),
     Role.ADMIN: frozenset(Permission),
 }
 

@@ -5,6 +5,7 @@ Shapes are pydantic models here, values of portico.model inside.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -13,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from portico.accounts import Permission, may, require
 from portico.model import App, Identity, Role, Session, Share, SignIn, now
-from portico.portal.context import RowId, get_context, identify, in_thread
+from portico.portal.context import Context, RowId, get_context, identify, in_thread
+from portico.portal.metrics import CONTENT_TYPE, Figures
 from portico.sessions.reasons import describe_end
 
 Who = Annotated[Identity, Depends(identify)]
@@ -410,6 +412,34 @@ async def stream_events(request: Request, who: Who, everyone: bool = False) -> R
     if everyone:
         require(who, Permission.SESSION_LIST)
     return context.feeds.answer(context.sessions.changes, who, everyone, lambda: identify(request))
+
+
+@router.get("/metrics")
+async def read_metrics(request: Request, who: Who) -> Response:
+    """Return the figures of the portal and of all gateways, in Prometheus' text format."""
+    require(who, Permission.METRICS_READ)
+    context = get_context(request)
+    figures, gateways = await asyncio.gather(_read_figures(context, who), context.metrics.ask_gateways())
+    return Response(context.metrics.render(figures, gateways), media_type=CONTENT_TYPE)
+
+
+async def _read_figures(context: Context, who: Identity) -> Figures:
+    capacity = await context.sessions.get_capacity()
+    local = {
+        "cores": capacity.cores,
+        "cores_held": capacity.cores_held,
+        "memory_bytes": capacity.memory_bytes,
+        "memory_held_bytes": capacity.memory_held_bytes,
+        "jobs_running": capacity.running,
+        "jobs_queued": capacity.queued,
+    }
+    return Figures(
+        sessions=await context.sessions.count_sessions(who),
+        sign_ins=await in_thread(context.accounts.count_sign_ins, who),
+        feeds=context.feeds.count,
+        agents=context.sessions.count_agents(),
+        clusters={"local": local},
+    )
 
 
 @router.get("/audit")

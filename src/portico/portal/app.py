@@ -19,6 +19,7 @@ from portico.model import Identity
 from portico.portal import api, pages
 from portico.portal.context import Context, get_context, identify_browser
 from portico.portal.guard import Guard
+from portico.portal.metrics import Meter
 from portico.portal.rendering import get_status, render
 from portico.portal.static_files import CachedFiles, render_version
 from portico.sessions import Doors, Sessions
@@ -53,7 +54,7 @@ def create_app(accounts: Accounts, sessions: Sessions, doors: Doors, config: Con
 
 def guard(app: FastAPI, config: Config) -> ASGIApp:
     """Return the application behind the guard, as it is served."""
-    return Guard(app, config, show_fault)
+    return Meter(Guard(app, config, show_fault), app.state.context.metrics)
 
 
 def _wants_json(request: Request) -> bool:

@@ -16,6 +16,7 @@ from portico.errors import NotSignedIn
 from portico.model import Identity
 from portico.portal.feeds import Feeds
 from portico.portal.guard import find_bearer
+from portico.portal.metrics import Metrics
 from portico.sessions import Doors, Sessions
 from portico.sessions.doors import find_cookie_name, parse_cookies
 
@@ -36,6 +37,7 @@ class Context:
     doors: Doors
     version: str
     feeds: Feeds = field(default_factory=Feeds)
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 def get_context(request: Request) -> Context:

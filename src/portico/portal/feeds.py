@@ -1,6 +1,6 @@
 """Server-sent events: a page is told that something changed, and looks again; what changed is never in the feed.
 
-A feed ends at once when the sign-in or user that it lives by is cut off, and when the portal goes away.
+A feed ends at once when the sign-in, API token or user that it lives by is cut off, and when the portal goes away.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class Feeds:
         self._open: set[_Feed] = set()
         self._closed = False
 
+    @property
+    def count(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     def cut(self, tags: Iterable[str]) -> None:
         """End every feed that lives by one of these tags."""
         gone = set(tags)
@@ -78,7 +83,8 @@ class Feeds:
     ) -> AsyncIterator[bytes]:
         """Yield the events of a feed; see :meth:`answer`."""
         with changes.subscribe(None if everyone else who.user_name) as news:
-            feed = _Feed(frozenset({f"user:{who.user_name}", f"sign-in:{who.sign_in_id}"}), news)
+            way_in = f"token:{who.token_id}" if who.token_id else f"sign-in:{who.sign_in_id}"
+            feed = _Feed(frozenset({f"user:{who.user_name}", way_in}), news)
             self._open.add(feed)
             try:
                 yield _HELLO

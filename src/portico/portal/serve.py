@@ -29,6 +29,9 @@ from portico.sessions import Doors, Sessions
 log = logging.getLogger(__name__)
 
 CUT_TIMEOUT_S: Final = 5.0
+METRICS_TIMEOUT_S: Final = 1.0
+TAGS_MAX: Final = 2000
+"""In one request to a gateway: more would not fit into a message (docs/protocol.md)."""
 
 
 class PortalProtocol(HttpToolsProtocol):
@@ -81,7 +84,8 @@ class Gateways:
     def _start_cut(self, tags: list[str]) -> None:
         self._feeds.cut(tags)
         for channel in self._channels:
-            self._keep(self._cut(channel, tags))
+            for at in range(0, len(tags), TAGS_MAX):
+                self._keep(self._cut(channel, tags[at : at + TAGS_MAX]))
 
     def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
@@ -95,6 +99,19 @@ class Gateways:
             if not channel.closed:
                 log.error("a gateway did not cut %s: %s", tags, error)
                 channel.close()  # it asks again what still holds when it comes back
+
+    async def ask_metrics(self) -> dict[int, dict[str, Any] | None]:
+        """Return what each gateway counts, by pid; None where one does not answer soon."""
+
+        async def ask(channel: wire.Channel) -> dict[str, Any] | None:
+            try:
+                return (await channel.ask("metrics", timeout_s=METRICS_TIMEOUT_S)).body
+            except PorticoError:
+                return None
+
+        channels = list(self._channels)
+        answers = await asyncio.gather(*map(ask, channels))
+        return {channel.credentials.pid: answer for channel, answer in zip(channels, answers, strict=True)}
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept gateways, until cancelled."""
@@ -154,6 +171,8 @@ async def serve(
     feeds: Feeds = app.state.context.feeds
     gateways = Gateways(doors, feeds)
     accounts.on_cut = sessions.on_cut = gateways.cut_soon
+    metrics = app.state.context.metrics
+    metrics.ask_gateways = gateways.ask_metrics
     protocol = type("Protocol", (PortalProtocol,), {"api_path": listeners["api"].getsockname()})
     server = _Server(
         uvicorn.Config(
@@ -174,6 +193,7 @@ async def serve(
         asyncio.create_task(server.serve(sockets=[listeners["portal"], listeners["api"]])),
         asyncio.create_task(gateways.listen(listeners["routes"])),
         asyncio.create_task(sessions.run()),
+        asyncio.create_task(metrics.watch_lag()),
     ]
     try:
         # Neither the keeper nor the routes may be gone while pages still answer: then all ends, and is started anew.

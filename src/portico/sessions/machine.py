@@ -43,6 +43,11 @@ class BrokerMachine:
         self._asking: Counter[str] = Counter()
         self.on_account = on_account
 
+    @property
+    def agents(self) -> int:
+        """How many users' agents are at work."""
+        return sum(1 for agent in self._agents.values() if not agent.closed)
+
     # accounts
 
     async def make(self, name: str) -> None:

@@ -136,6 +136,15 @@ class Sessions:
             return ""
         return str(packet.body["text"])
 
+    async def count_sessions(self, who: Identity) -> dict[tuple[str, str], int]:
+        """Return how many sessions there are, by state and app; for figures, without names."""
+        require(who, Permission.METRICS_READ)
+        return await self._rows.read(lambda tx: tx.count_sessions())
+
+    def count_agents(self) -> int:
+        """Return how many users' agents are at work."""
+        return self._machine.agents
+
     async def get_capacity(self) -> Capacity:
         """Return what the machine has and what is held."""
         return await self._scheduler.get_capacity()

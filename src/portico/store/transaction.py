@@ -129,6 +129,11 @@ class Transaction:
         rows = self._db.execute(query.order_by(t.sign_ins.c.last_seen.desc()).limit(limit))
         return [_to_sign_in(row) for row in rows]
 
+    def count_sign_ins(self, at: datetime, idle_since: datetime) -> int:
+        """Return how many sign-ins hold."""
+        holds = and_(t.sign_ins.c.expires > at, t.sign_ins.c.last_seen > idle_since)
+        return int(self._db.execute(select(func.count()).select_from(t.sign_ins).where(holds)).scalar_one())
+
     def touch_sign_in(self, sign_in_id: int, at: datetime, address: str) -> None:
         """Record that a sign-in was used."""
         values = {"last_seen": at, "address": address[:64]}
@@ -240,6 +245,12 @@ class Transaction:
         s = t.sessions.c
         mine = and_(s.user_name == user_name, s.state.in_([state.value for state in LIVE]))
         return int(self._db.execute(select(func.count()).select_from(t.sessions).where(mine)).scalar_one())
+
+    def count_sessions(self) -> dict[tuple[str, str], int]:
+        """Return how many sessions there are, by state and app."""
+        s = t.sessions.c
+        rows = self._db.execute(select(s.state, s.app_id, func.count()).group_by(s.state, s.app_id))
+        return {(str(state), str(app_id)): int(count) for state, app_id, count in rows}
 
     def delete_session(self, session_id: str) -> None:
         """Delete a session, with its shares, tickets and grants."""

@@ -50,6 +50,7 @@ class StandInMachine:
         self.running: set[str] = set()
         self.log = "a line\n"
         self.made: list[str] = []
+        self.agents = 0
 
     async def make(self, name: str) -> None:
         self.made.append(name)

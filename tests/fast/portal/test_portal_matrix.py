@@ -102,6 +102,7 @@ ROWS = {
     "POST /api/v1/tokens": "sign-in ok   ok   ok   ok   no      ok",  # a token makes no token
     "DELETE /api/v1/tokens/{token_id}": "sign-in none ok   none none ok      ok",
     "GET /api/v1/audit": ADMIN_API,
+    "GET /api/v1/metrics": ADMIN_API,  # and for a monitor: test_portal_metrics.py
     "GET /api/v1/events": OWN_API,
 }
 

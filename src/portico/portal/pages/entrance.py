@@ -31,7 +31,9 @@ async def sign_in(request: Request, name: Text = "", password: Text = "", next: 
         browser = request.headers.get("user-agent", "")[:200]
         _, token = await in_thread(context.accounts.sign_in, name.strip(), password, get_address(request), browser)
     except PorticoError as error:
+        context.metrics.sign_ins.labels(error.code).inc()
         return render(request, "sign_in.html", None, error=error, name=name[:64], next=find_safe_path(next))
+    context.metrics.sign_ins.labels("ok").inc()
     answer = see(find_safe_path(next))
     answer.set_cookie(
         find_cookie_name(context.config),
