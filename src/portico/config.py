@@ -6,6 +6,7 @@ test compares the two.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 from dataclasses import dataclass, field, fields, replace
@@ -77,7 +78,7 @@ class Config:
     def portal_origin(self) -> str:
         """The portal's origin (RFC 6454) as browsers see it, without a trailing slash."""
         if self.public_url:
-            return self.public_url.rstrip("/")
+            return self.public_url
         return _render_origin(self.scheme, self.host, self.port)
 
     def get_apps_origin(self, session_id: str) -> str:
@@ -86,7 +87,7 @@ class Config:
             port = urlsplit(self.portal_origin).port or _DEFAULT_PORTS[self.scheme]
             return _render_origin(self.scheme, f"{session_id}.{self.apps_domain}", port)
         if self.apps_url:
-            return self.apps_url.rstrip("/")
+            return self.apps_url
         host = urlsplit(self.portal_origin).hostname or self.host
         return _render_origin(self.scheme, host, self.apps_port)
 
@@ -173,8 +174,13 @@ def _fill_in(config: Config) -> Config:
         raise Invalid("A certificate and its key go together: set both tls_certificate and tls_key, or neither.")
     if not 1 <= filled.gateways <= GATEWAYS_MAX:
         raise Invalid(f"The setting gateways must be from 1 to {GATEWAYS_MAX}.", field="gateways")
-    if filled.public_url and urlsplit(filled.public_url).scheme not in _DEFAULT_PORTS:
-        raise Invalid("The setting public_url must begin with http:// or https://.", field="public_url")
+    filled = replace(
+        filled,
+        public_url=_parse_origin("public_url", filled.public_url),
+        apps_url=_parse_origin("apps_url", filled.apps_url),
+    )
+    for proxy in filled.trusted_proxies:
+        _check_network(proxy)
     if not filled.apps_domain and filled.apps_port == filled.port:
         raise Invalid("Apps need an origin of their own: apps_port must not be the portal's port.", field="apps_port")
     if filled.apps_url:
@@ -187,6 +193,39 @@ def _fill_in(config: Config) -> Config:
     if len(filled.run_dir) > 60:  # sun_path has 108 bytes, and below this stand users/<uid>/<session>/app.sock
         raise Invalid(f"The run folder's path is too long: {filled.run_dir}", hint="60 characters at most.")
     return filled
+
+
+def _parse_origin(name: str, url: str) -> str:
+    """Return a URL as the origin that browsers send for it (RFC 6454): small letters, no default port, no slash."""
+    if not url:
+        return ""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise Invalid(f"The setting {name} is not a URL.", why=str(error), field=name) from None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise Invalid(f"The setting {name} must begin with http:// or https:// and have a host.", field=name)
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+        raise Invalid(
+            f"The setting {name} must be an origin: nothing after host and port.",
+            why="Portico can't be served below a path of another site.",
+            hint=f'For example {name} = "https://hpc.example.org"',
+            field=name,
+        )
+    return _render_origin(parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme])
+
+
+def _check_network(text: str) -> None:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise Invalid(
+            "The setting trusted_proxies has what is neither an address nor a network.",
+            why=str(error),
+            hint='For example trusted_proxies = ["127.0.0.1", "192.0.2.0/28"]',
+            field="trusted_proxies",
+        ) from None
 
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
