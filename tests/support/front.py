@@ -52,6 +52,22 @@ def read_settings(variant: str, port: int, apps_port: int) -> dict[str, Any]:
     return settings
 
 
+def make_pair(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for all of the samples' names; return it and its key.
+
+    Raises:
+        FileNotFoundError: openssl is not installed.
+    """
+    certificate, key = folder / "hpc.pem", folder / "hpc.key"
+    argv = [
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+        "-days", "2", "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST},DNS:*.apps.example.org",
+        "-out", str(certificate), "-keyout", str(key),
+    ]  # fmt: skip
+    subprocess.run(argv, check=True, capture_output=True)
+    return certificate, key
+
+
 def find_program(name: str) -> str:
     """Return the path of a front server's program; empty where there is none."""
     for folder in ("usr/sbin", "usr/bin"):

@@ -9,7 +9,6 @@ import re
 import secrets
 import socket
 import struct
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from front import HOST, DistantPerson, find_program, read_settings, running_front
+from front import HOST, DistantPerson, find_program, make_pair, read_settings, running_front
 from pages_app import write_pages_app
 from person import TerminalClient
 from running import PASSWORD, RunningPortico, find_free_ports
@@ -47,17 +46,10 @@ def example_org_is_here() -> Iterator[None]:
 def pair() -> Iterator[tuple[Path, Path]]:
     """Return a certificate for all of the sample's names, and its key."""
     with tempfile.TemporaryDirectory(prefix="pt-tls-") as folder:
-        certificate, key = Path(folder) / "hpc.pem", Path(folder) / "hpc.key"
-        argv = [
-            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-            "-days", "2", "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST},DNS:*.apps.example.org",
-            "-out", str(certificate), "-keyout", str(key),
-        ]  # fmt: skip
         try:
-            subprocess.run(argv, check=True, capture_output=True)
+            yield make_pair(Path(folder))
         except FileNotFoundError:
             pytest.skip("openssl is not installed")
-        yield certificate, key
 
 
 @dataclass
