@@ -46,7 +46,8 @@ class Service:
         self._admin = admin
         self._ended = asyncio.Event()
         self._reload_wanted = asyncio.Event()
-        self._has_terminal = has_terminal()
+        # nohup(1) is the wish to outlive the terminal.
+        self._has_terminal = has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
         self._sockets: dict[str, socket.socket] = {}
         self._facts: dict[str, Any] = {}
 
