@@ -60,6 +60,9 @@ class Config:
     extend_hours: float = setting(4.0, "What one press of Extend adds.")
     max_extended_hours: float = setting(72.0, "Longest time of a session with its extensions.")
     keep_ended_days: float = setting(7.0, "Ended sessions are shown, and their folders kept, for this long.")
+    # desktops
+    clipboard: str = setting("both", "Which way a desktop's clipboard goes: both, in (to the desktop), out, or none.")
+    clipboard_max_kb: int = setting(0, "Largest text of that clipboard, in thousands of bytes; by default any.")
     # catalog
     catalog_dirs: tuple[str, ...] = setting((), "Folders with more apps; a later one replaces an app of the same id.")
     # set by the command line, not by the file
@@ -92,6 +95,13 @@ class Config:
         return _render_origin(self.scheme, host, self.apps_port)
 
     @property
+    def clipboard_limits(self) -> dict[str, int]:
+        """The largest text in bytes, ``in`` towards a desktop and ``out`` from it; what is missing has no limit."""
+        ways = {"both": ("in", "out"), "none": ()}.get(self.clipboard, (self.clipboard,))
+        most = {name: self.clipboard_max_kb * 1000 for name in ways if self.clipboard_max_kb}
+        return most | {name: 0 for name in ("in", "out") if name not in ways}
+
+    @property
     def socket_paths(self) -> dict[str, str]:
         """Where the processes listen, by name. See docs/protocol.md."""
         run = Path(self.run_dir)
@@ -110,6 +120,10 @@ def _render_origin(scheme: str, host: str, port: int) -> str:
     name = f"[{host}]" if ":" in host else host
     return f"{scheme}://{name}" if port == _DEFAULT_PORTS[scheme] else f"{scheme}://{name}:{port}"
 
+
+CLIPBOARD_WAYS: Final = ("both", "in", "out", "none")
+CLIPBOARD_MOST_KB: Final = 20_000
+"""What TigerVNC and noVNC take at all is about as much."""
 
 GATEWAYS_MAX: Final = 64
 
@@ -172,6 +186,10 @@ def _fill_in(config: Config) -> Config:
     filled = replace(config, **wanted, apps_port=config.apps_port or config.port + 1, multi_user=multi_user)
     if bool(filled.tls_certificate) != bool(filled.tls_key):
         raise Invalid("A certificate and its key go together: set both tls_certificate and tls_key, or neither.")
+    if filled.clipboard not in CLIPBOARD_WAYS:
+        raise Invalid(f"The setting clipboard must be one of {', '.join(CLIPBOARD_WAYS)}.", field="clipboard")
+    if filled.clipboard_max_kb > CLIPBOARD_MOST_KB:
+        raise Invalid(f"The setting clipboard_max_kb must be {CLIPBOARD_MOST_KB} at most.", field="clipboard_max_kb")
     if not 1 <= filled.gateways <= GATEWAYS_MAX:
         raise Invalid(f"The setting gateways must be from 1 to {GATEWAYS_MAX}.", field="gateways")
     filled = replace(

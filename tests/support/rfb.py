@@ -106,6 +106,10 @@ class RfbClient:
         data = text.encode("latin-1")
         self._stream.sendall(struct.pack(">B3xI", 6, len(data)) + data)
 
+    def say_extended(self, flags: int, payload: bytes = b"") -> None:
+        """Send a message of the extended clipboard."""
+        self._stream.sendall(struct.pack(">B3xiI", 6, -4 - len(payload), flags) + payload)
+
     def wait(self, condition: Callable[[RfbClient], bool], timeout_s: float) -> float:
         """Take updates until ``condition``; return the seconds it took.
 

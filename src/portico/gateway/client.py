@@ -206,7 +206,7 @@ class Client:
 
     async def _open_stream(self, request: Request, way: Way) -> None:
         try:
-            viewer = filters.make_filter(way.protocol, way.view_only)
+            viewer = filters.make_filter(way.protocol, way.view_only, way.clipboard)
         except filters.Refused as refused:
             raise Refused("This can't be looked at.", why=str(refused)) from None
         app = open_descriptor(way.take_descriptor())

@@ -1,7 +1,8 @@
-"""What a viewer may say: filters for the client's side of a shared stream, without I/O.
+"""What a client may say in a stream: filters for viewers and for a site's clipboard policy, without I/O.
 
 noVNC's own view-only flag is good will; these are not. They parse the few bytes that tell one message from the next
 (RFC 6143, 7.5, and the rfbproto wiki for extensions), never a picture, and what they do not know ends the stream.
+What they keep between two calls is bounded by the largest message that has to be seen whole, 4 KiB.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ from __future__ import annotations
 import struct
 from typing import Final, Protocol
 
+from portico.gateway import clipboard as clip
+from portico.gateway.clipboard import Clipboard
+
 SET_PIXEL_FORMAT, SET_ENCODINGS, UPDATE_REQUEST, KEY, POINTER, CUT_TEXT = 0, 2, 3, 4, 5, 6
-CONTINUOUS_UPDATES, FENCE, XVP, SET_DESKTOP_SIZE, GII, QEMU = 150, 248, 250, 251, 253, 255
+CONTINUOUS_UPDATES, FENCE, XVP, SET_DESKTOP_SIZE, QEMU = 150, 248, 250, 251, 255
 
 RAW, EXTENDED_MOUSE_BUTTONS, EXTENDED_CLIPBOARD = 0, -316, 0xC0A1E5CE - (1 << 32)
-"""Encodings that matter here. With ExtendedMouseButtons a pointer message has two lengths; a viewer needs none."""
+"""Encodings that matter here. With ExtendedMouseButtons a pointer message has two lengths; it is never let through."""
 
 ENCODING_LIMIT: Final = 1024
 TEXT_LIMIT_BYTES: Final = 20 << 20
 FRAME_LIMIT_BYTES: Final = 1 << 20
 
+_FENCE_LIMIT_BYTES: Final = 64
+_SIZES: Final = {SET_PIXEL_FORMAT: 20, UPDATE_REQUEST: 10, KEY: 8, POINTER: 6, CONTINUOUS_UPDATES: 10, XVP: 4}
+_LOOKING: Final = frozenset({SET_PIXEL_FORMAT, UPDATE_REQUEST, CONTINUOUS_UPDATES, FENCE})
+"""Messages that change nothing in the desktop, and so are a viewer's."""
+
 
 class Refused(Exception):
-    """The viewer said something that no viewer says."""
+    """The client said something that no client of its kind says."""
 
 
 class Filter(Protocol):
@@ -43,7 +52,9 @@ class Filter(Protocol):
 
 
 class PassAll:
-    """For the owner."""
+    """For the owner, where the site says nothing about clipboards."""
+
+    __slots__ = ()
 
     def hear(self, data: bytes | memoryview) -> None:
         """Look at nothing."""
@@ -53,19 +64,34 @@ class PassAll:
         return data
 
 
-class RfbViewer:
-    """Lets a viewer of a desktop look: no key, pointer, clipboard, resize or power message goes through.
+class RfbFilter:
+    """Parses what the client of a desktop says, and lets through what it may.
 
-    What the owner copies stays away from viewers too: the server is told, in the viewer's name, of a clipboard with
-    notices and without room for any text (extended clipboard, rfbproto), so TigerVNC sends a notice and waits for a
-    request, which is dropped here. A server that does not know that extension sends its clipboard to everybody.
+    A viewer may look: no key, pointer, clipboard, resize or power message goes through. An owner may do all that, and
+    the clipboard within its limits. What is copied in the desktop is kept back by what the server is told in the
+    client's name (extended clipboard, rfbproto): TigerVNC sends a notice instead of a text then, and the request that
+    may follow is dropped here. A server that does not know that extension sends its clipboard to everybody.
+
+    Args:
+        view_only: Whether it is a viewer, whose clipboard is empty both ways.
+        clipboard: An owner's limits.
     """
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._heard = bytearray()
-        self._skip = 0
-        self._stage = "version"
+    __slots__ = (
+        *("_clipboard", "_heard", "_is_passing", "_left", "_provided", "_rest", "_stage", "_view_only"),
+        "_opening",
+    )
+
+    def __init__(self, view_only: bool, clipboard: Clipboard = clip.ANY) -> None:
+        self._view_only = view_only
+        self._clipboard = Clipboard(0, 0) if view_only else clipboard
+        self._heard = b""
+        self._rest = b""  # the beginning of a message that has to be seen whole
+        self._left = 0  # bytes of a text that are still to come
+        self._is_passing = False  # whether they go on
+        self._provided: clip.Provided | None = None  # what measures them
+        self._opening = b""  # what goes before them, once it is known that they go on
+        self._stage = 0
 
     def hear(self, data: bytes | memoryview) -> None:
         """Read the server's version: with 3.3 nothing that follows would mean what it means here (7.1.2).
@@ -74,180 +100,234 @@ class RfbViewer:
             Refused: It is not 3.7 or 3.8.
         """
         if len(self._heard) < 12:
-            self._heard += data[: 12 - len(self._heard)]
+            self._heard += bytes(data[: 12 - len(self._heard)])
             is_spoken = self._heard.startswith(b"RFB 003.") and self._heard[8:] >= b"007\n"
             if len(self._heard) == 12 and not is_spoken:
                 raise Refused("only RFB 3.7 and 3.8 are spoken")
 
     def feed(self, data: bytes) -> bytes:
         """Return what goes on; see Filter."""
-        out = bytearray()
-        if self._skip:  # a long text is dropped as it comes, never kept
-            dropped = min(self._skip, len(data))
-            self._skip -= dropped
-            data = data[dropped:]
-        self._buffer += data
-        while self._buffer and not self._skip:
-            taken = self._take_handshake(out) if self._stage != "messages" else self._take_message(out)
-            if not taken:
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        out: list[bytes] = []
+        at = begin = 0  # data[begin:at] goes on as it is
+        while at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+                if self._provided is not None:
+                    out += [data[begin:at], self._measure(data[at : at + step])]
+                    begin = at + step
+                elif not self._is_passing:
+                    out.append(data[begin:at])
+                    begin = at + step
+                at += step
+                continue
+            size = self._find_size(data, at)
+            if at + size > len(data):
                 break
-        return bytes(out)
+            if self._stage == 3 and self._is_plain(data[at]):
+                at += size
+                continue
+            out += [data[begin:at], self._take(data[at : at + size])]
+            begin = at = at + size
+        if at < len(data):
+            out.append(data[begin:at])
+            self._rest = data[at:]
+            return b"".join(out)
+        if not begin:
+            return data
+        out.append(data[begin:at])
+        return b"".join(out)
 
-    def _take_handshake(self, out: bytearray) -> bool:
-        if self._stage == "version":
-            if len(self._buffer) < 12:
-                return False
-            if len(self._heard) < 12:
-                raise Refused("the viewer spoke before the server")
-            if bytes(self._buffer[:12]) not in (b"RFB 003.008\n", b"RFB 003.007\n"):
-                raise Refused("only RFB 3.7 and 3.8 are spoken")
-            self._pass(out, 12)
-            self._stage = "security"
-        elif self._stage == "security":
-            if self._buffer[0] != 1:
-                raise Refused("only the security type None is known")
-            self._pass(out, 1)
-            self._stage = "init"
-        else:
-            out += b"\x01"  # shared, whatever the viewer says: it must not end the owner's connection (7.3.1)
-            out += _render_encodings([RAW, EXTENDED_CLIPBOARD]) + _NO_CLIPBOARD
-            del self._buffer[:1]
-            self._stage = "messages"
-        return True
+    def _is_plain(self, kind: int) -> bool:
+        """Return whether messages of this kind go on as they are."""
+        return kind in _LOOKING or (not self._view_only and kind not in (SET_ENCODINGS, CUT_TEXT))
 
-    def _take_message(self, out: bytearray) -> bool:
-        kind, have = self._buffer[0], len(self._buffer)
-        if kind == SET_PIXEL_FORMAT:
-            return self._take_fixed(out, 20, passes=True)
-        if kind in (UPDATE_REQUEST, CONTINUOUS_UPDATES):
-            return self._take_fixed(out, 10, passes=True)
-        if kind == KEY:
-            return self._take_fixed(out, 8, passes=False)
-        if kind == POINTER:
-            return self._take_fixed(out, 6, passes=False)
-        if kind == XVP:
-            return self._take_fixed(out, 4, passes=False)
+    def _find_size(self, data: bytes, at: int) -> int:
+        """Return how long the message at ``at`` is, without a text that it carries; more than is there if unknown yet.
+
+        Raises:
+            Refused: There is no such message.
+        """
+        if self._stage < 3:
+            return (12, 1, 1)[self._stage]
+        kind, have = data[at], len(data) - at
+        size = _SIZES.get(kind, 0)
+        if size:
+            return size
         if kind == SET_ENCODINGS:
             if have < 4:
-                return False
-            (count,) = struct.unpack_from(">H", self._buffer, 2)
+                return 4
+            (count,) = struct.unpack_from(">H", data, at + 2)
             if count > ENCODING_LIMIT:
                 raise Refused("too many encodings")
-            return self._take_encodings(out, count)
-        if kind == FENCE:
-            if have < 9:
-                return False
-            if self._buffer[8] > 64:
-                raise Refused("a fence is too long")
-            return self._take_fixed(out, 9 + self._buffer[8], passes=True)
+            return 4 + 4 * int(count)
         if kind == CUT_TEXT:
             if have < 8:
-                return False
-            (length,) = struct.unpack_from(">i", self._buffer, 4)  # negative: the extended clipboard
-            if abs(length) > TEXT_LIMIT_BYTES:
-                raise Refused("a clipboard is too long")
-            return self._drop(8 + abs(length))
+                return 8
+            (length,) = struct.unpack_from(">i", data, at + 4)
+            if abs(length) > TEXT_LIMIT_BYTES or -4 < length < 0:
+                raise Refused("a clipboard is too long, or too short")
+            return 12 if length < 0 else 8  # negative: the extended clipboard, whose flags come first
+        if kind == FENCE:
+            if have >= 9 and data[at + 8] > _FENCE_LIMIT_BYTES:
+                raise Refused("a fence is too long")
+            return 9 if have < 9 else 9 + data[at + 8]
         if kind == SET_DESKTOP_SIZE:
-            return have >= 8 and self._drop(8 + 16 * self._buffer[6])
+            return 8 if have < 8 else 8 + 16 * data[at + 6]
         if kind == QEMU:
-            return self._take_qemu(out)
+            if have < 4:
+                return 4
+            if data[at + 1] == 0:  # a key with its scan code
+                return 12
+            if data[at + 1] == 1:  # audio: on, off, or its format
+                return 10 if data[at + 2 : at + 4] == b"\0\2" else 4
+            raise Refused("an unknown QEMU message")
         raise Refused(f"an unknown message {kind}")
 
-    def _take_encodings(self, out: bytearray, count: int) -> bool:
-        if len(self._buffer) < 4 + 4 * count:
-            return False
-        wanted = list(struct.unpack_from(f">{count}i", self._buffer, 4))
-        kept = [one for one in wanted if one not in (EXTENDED_MOUSE_BUTTONS, EXTENDED_CLIPBOARD)]
-        out += _render_encodings([*kept, EXTENDED_CLIPBOARD])
-        del self._buffer[: 4 + 4 * count]
-        return True
+    def _take(self, message: bytes) -> bytes:
+        """Return what goes on in the place of a message."""
+        if self._stage < 3:
+            return self._take_handshake(message)
+        if message[0] == SET_ENCODINGS:
+            wanted = struct.unpack_from(f">{(len(message) - 4) // 4}i", message, 4)
+            kept = [one for one in wanted if one != EXTENDED_MOUSE_BUTTONS]
+            if self._clipboard.out_bytes is not None:  # whatever the client wants: else texts come in the old way
+                kept = [*(one for one in kept if one != EXTENDED_CLIPBOARD), EXTENDED_CLIPBOARD]
+            return _render_encodings(kept)
+        if message[0] != CUT_TEXT:
+            return b""  # of a viewer
+        (length,) = struct.unpack_from(">i", message, 4)
+        if length >= 0:
+            self._left = length
+            limit = self._clipboard.in_bytes
+            self._is_passing = limit is None or length <= limit
+            return message if self._is_passing else b""
+        self._left = -length - 4
+        self._is_passing = False
+        return b"" if self._view_only else self._take_extended(message)
 
-    def _take_qemu(self, out: bytearray) -> bool:
-        if len(self._buffer) < 4:
-            return False
-        if self._buffer[1] == 0:  # a key with its scan code
-            return self._take_fixed(out, 12, passes=False)
-        if self._buffer[1] == 1:  # audio: on, off, or its format
-            (operation,) = struct.unpack_from(">H", self._buffer, 2)
-            return self._take_fixed(out, 10 if operation == 2 else 4, passes=False)
-        raise Refused("an unknown QEMU message")
-
-    def _take_fixed(self, out: bytearray, size: int, *, passes: bool) -> bool:
-        if len(self._buffer) < size:
-            return False
-        if passes:
-            self._pass(out, size)
+    def _take_handshake(self, message: bytes) -> bytes:
+        self._stage += 1
+        if self._stage == 1:
+            if len(self._heard) < 12:
+                raise Refused("the client spoke before the server")
+            if message not in (b"RFB 003.008\n", b"RFB 003.007\n"):
+                raise Refused("only RFB 3.7 and 3.8 are spoken")
+        elif self._stage == 2:
+            if message != b"\x01":
+                raise Refused("only the security type None is known")
         else:
-            del self._buffer[:size]
-        return True
+            if self._view_only:  # shared, whatever it says: it must not end the owner's connection (7.3.1)
+                message = b"\x01"
+            if self._clipboard.out_bytes is not None:
+                message += _render_encodings([RAW, EXTENDED_CLIPBOARD])
+                message += clip.render_capabilities(0, self._clipboard.out_bytes)
+        return message
 
-    def _pass(self, out: bytearray, size: int) -> None:
-        out += self._buffer[:size]
-        del self._buffer[:size]
+    def _take_extended(self, message: bytes) -> bytes:
+        """Return what goes on in the place of the head of an extended clipboard's message (rfbproto)."""
+        (flags,) = struct.unpack_from(">I", message, 8)
+        limit_in, limit_out = self._clipboard.in_bytes, self._clipboard.out_bytes
+        action = flags & clip.ACTIONS
+        if action & clip.CAPABILITIES:
+            if limit_out is not None:
+                return clip.render_capabilities(action, limit_out)
+            self._is_passing = True
+        elif action == clip.PROVIDE:
+            if limit_in:
+                self._provided, self._opening = clip.Provided(flags, limit_in), message
+                return b"" if self._left else self._end_text()
+            self._is_passing = limit_in is None
+        elif action == clip.NOTIFY:
+            self._is_passing = limit_in != 0
+        elif action == clip.REQUEST:
+            self._is_passing = limit_out is None
+        elif action == clip.PEEK:
+            self._is_passing = True
+        else:
+            raise Refused("an unknown message of the clipboard")
+        return message if self._is_passing else b""
 
-    def _drop(self, size: int) -> bool:
-        dropped = min(size, len(self._buffer))
-        del self._buffer[:dropped]
-        self._skip = size - dropped
-        return True
+    def _measure(self, part: bytes) -> bytes:
+        assert self._provided is not None
+        try:
+            out = self._provided.feed(part)
+        except clip.Malformed as error:
+            raise Refused(str(error)) from None
+        if out:
+            opening, self._opening = self._opening, b""
+            out = opening + out
+        return out if self._left else out + self._end_text()
+
+    def _end_text(self) -> bytes:
+        """Return what goes on behind a text: something in its place, if nothing of it went on."""
+        opening, self._opening, self._provided = self._opening, b"", None
+        return clip.NOTHING if opening else b""
 
 
 class PtyViewer:
     """Lets a viewer of a terminal look: attach goes through; input and size do not (docs/protocol.md, Terminal)."""
 
+    __slots__ = ("_left", "_rest")
+
     def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._skip = 0
+        self._rest = b""
+        self._left = 0  # bytes of input that are still to come, dropped as they do
 
     def hear(self, data: bytes | memoryview) -> None:
         """Look at nothing."""
 
     def feed(self, data: bytes) -> bytes:
         """Return what goes on; see Filter."""
-        out = bytearray()
-        self._buffer += data
-        while self._buffer:
-            if self._skip:  # input is dropped as it comes, never kept
-                dropped = min(self._skip, len(self._buffer))
-                self._skip -= dropped
-                del self._buffer[:dropped]
+        data, self._rest = self._rest + data, b""
+        out: list[bytes] = []
+        at = 0
+        while at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+                at += step
                 continue
-            if len(self._buffer) < 5:
+            if len(data) - at < 5:
                 break
-            kind, length = struct.unpack_from(">cI", self._buffer)
+            kind, length = struct.unpack_from(">cI", data, at)
             if length > FRAME_LIMIT_BYTES:
                 raise Refused("a frame is too large")
             if kind in (b"i", b"r"):
-                self._skip = 5 + length
+                at += 5
+                self._left = length
                 continue
             if kind != b"a" or length != 8:
                 raise Refused("a frame that no viewer sends")
-            if len(self._buffer) < 13:
+            if len(data) - at < 13:
                 break
-            out += self._buffer[:13]
-            del self._buffer[:13]
-        return bytes(out)
+            out.append(data[at : at + 13])
+            at += 13
+        self._rest = data[at:]
+        return b"".join(out)
 
 
 def _render_encodings(encodings: list[int]) -> bytes:
     return struct.pack(f">BxH{len(encodings)}i", SET_ENCODINGS, len(encodings), *encodings)
 
 
-_TEXT, _CAPS, _NOTIFY = 1 << 0, 1 << 24, 1 << 27
-_NO_CLIPBOARD: Final = struct.pack(">B3xiII", CUT_TEXT, -8, _CAPS | _NOTIFY | _TEXT, 0)
-"""Extended clipboard capabilities: notices are taken, and of text 0 bytes without a request."""
-
-
-def make_filter(protocol: str, view_only: bool) -> Filter:
+def make_filter(protocol: str, view_only: bool, clipboard: Clipboard = clip.ANY) -> Filter:
     """Return the filter of a stream.
 
+    Args:
+        protocol: What is spoken in it.
+        view_only: Whether the client may only look.
+        clipboard: What else may be copied. A terminal has none of its own: what is pasted there is typed.
+
     Raises:
-        Refused: There is none for a viewer of this protocol.
+        Refused: There is none for this protocol.
     """
-    if not view_only:
+    if not view_only and (clipboard.is_unlimited or protocol == "pty"):
         return PassAll()
     if protocol == "rfb":
-        return RfbViewer()
+        return RfbFilter(view_only, clipboard)
     if protocol == "pty":
         return PtyViewer()
     raise Refused(f"there is no viewing of {protocol}")

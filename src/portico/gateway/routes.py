@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from portico import wire
 from portico.errors import PorticoError, Refused, Unavailable
+from portico.gateway.clipboard import ANY, Clipboard
 from portico.gateway.websocket import CUT
 
 Json = dict[str, Any]
@@ -67,6 +68,7 @@ class Way:
     cache_s: float = 0.0
     protocol: str = ""
     view_only: bool = True
+    clipboard: Clipboard = ANY
 
     def take_descriptor(self) -> int:
         """Return the connection, which is the caller's from now on; -1 where there is none."""
@@ -104,12 +106,27 @@ def parse_decision(packet: wire.Packet) -> Way | Answer:
             raise ValueError("kind")
         if kind == "stream":
             # Only what says that it is not view-only is not.
-            return Way(tags, fds[0], protocol=str(body["protocol"]), view_only=body["view_only"] is not False)
+            view_only, clipboard = body["view_only"] is not False, _parse_clipboard(body.get("clipboard"))
+            return Way(tags, fds[0], protocol=str(body["protocol"]), view_only=view_only, clipboard=clipboard)
         prefix, cache_s = str(body["prefix"]), float(body.get("cache_s") or 0)
         return Way(tags, fds[0], key=str(body["key"]), prefix=prefix, cache_s=cache_s)
     except (KeyError, TypeError, ValueError) as error:
         wire.close_all(fds)
         raise Refused("The portal's answer is not understood.", why=repr(error)) from error
+
+
+def _parse_clipboard(given: Any) -> Clipboard:
+    """Return a stream's limits; a name that is not known would be a limit that does not hold.
+
+    Raises:
+        ValueError: They are not understood.
+    """
+    limits = {} if given is None else given
+    if not isinstance(limits, dict) or not limits.keys() <= {"in", "out"}:
+        raise ValueError("clipboard")
+    if any(type(limit) is not int or not 0 <= limit < 1 << 31 for limit in limits.values()):
+        raise ValueError("clipboard")
+    return Clipboard(limits.get("in"), limits.get("out"))
 
 
 class Routes:

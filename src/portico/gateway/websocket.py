@@ -5,15 +5,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import struct
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 FRAME_LIMIT_BYTES: Final = 1 << 20
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
-NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED, POLICY, TOO_BIG = 1000, 1001, 1002, 1003, 1008, 1009
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED, INVALID_DATA, POLICY, TOO_BIG = (
+    1000,
+    1001,
+    1002,
+    1003,
+    1007,
+    1008,
+    1009,
+)
 CUT: Final = 4001
 """Ours: what the stream lived by was taken back."""
 
@@ -26,9 +34,8 @@ class ProtocolError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A frame of the client, unmasked."""
+class Frame(NamedTuple):
+    """A frame of the client, unmasked, or a part of one: the parts of a data frame come as they arrive."""
 
     kind: int
     payload: bytes
@@ -37,14 +44,6 @@ class Frame:
 def compute_accept(key: str) -> str:
     """Return the Sec-WebSocket-Accept that belongs to a Sec-WebSocket-Key (4.2.2)."""
     return base64.b64encode(hashlib.sha1(key.encode() + _GUID).digest()).decode()  # noqa: S324 - the RFC's
-
-
-def is_key(key: str) -> bool:
-    """Return whether a Sec-WebSocket-Key is 16 bytes in base64 (4.2.1)."""
-    try:
-        return len(base64.b64decode(key, validate=True)) == 16
-    except ValueError:
-        return False
 
 
 def render_frame(kind: int, payload: bytes) -> bytes:
@@ -63,7 +62,8 @@ def render_header(kind: int, length: int) -> bytes:
 
 def render_close(code: int, reason: str = "") -> bytes:
     """Return a close frame; its payload has 125 bytes at most (5.5)."""
-    return render_frame(CLOSE, struct.pack(">H", code) + reason.encode()[:120])
+    text = reason.encode()[:120].decode(errors="ignore")  # never half a character
+    return render_frame(CLOSE, struct.pack(">H", code) + text.encode())
 
 
 def unmask(data: bytes, mask: bytes) -> bytes:
@@ -75,74 +75,94 @@ def unmask(data: bytes, mask: bytes) -> bytes:
 
 
 class FrameReader:
-    """Takes the client's bytes cut anywhere, returns whole frames; data frames have BINARY as their kind."""
+    """Takes the client's bytes cut anywhere; data frames come in parts with BINARY as their kind, control frames whole.
+
+    Between two calls it keeps less than a control frame, 131 bytes, however large frames are.
+    """
+
+    __slots__ = ("_closed", "_fragmented", "_left", "_mask", "_pending")
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._pending = b""  # a header or control frame that is not there whole
+        self._left = 0  # bytes of a data frame that are still to come
+        self._mask = b""  # theirs, beginning with the next byte's
         self._fragmented = False
         self._closed = False
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Return the frames that ``data`` completes. Behind a close frame there is nothing (5.5.1).
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Yield what ``data`` completes, up to what breaks the protocol. Behind a close frame there is nothing (5.5.1).
 
         Raises:
-            ProtocolError: A frame is malformed, unmasked, too large or of a kind that we do not take.
+            ProtocolError: While being iterated: a frame is malformed, unmasked, too large or of a kind not taken.
         """
-        self._buffer += data
-        frames: list[Frame] = []
-        while not self._closed and (frame := self._take()):
-            frames.append(frame)
-            self._closed = frame.kind == CLOSE
-        return frames
+        data, self._pending = self._pending + data, b""
+        at = 0
+        while at < len(data) and not self._closed:
+            if self._left:
+                part = data[at : at + self._left]
+                at += len(part)
+                self._left -= len(part)
+                mask, turn = self._mask, len(part) % 4
+                self._mask = mask[turn:] + mask[:turn]
+                yield Frame(BINARY, unmask(part, mask))
+                continue
+            header = _parse_header(data, at, self._fragmented)
+            if header is None:
+                break
+            first, begin, length = header
+            kind = first & 0x0F
+            if kind < CLOSE:
+                self._fragmented = not first & 0x80
+                self._mask, self._left, at = data[begin - 4 : begin], length, begin
+                continue
+            if len(data) < begin + length:
+                break
+            at = begin + length
+            payload = unmask(data[begin:at], data[begin - 4 : begin])
+            if kind == CLOSE:
+                _check_close(payload)
+                self._closed = True
+            yield Frame(kind, payload)
+        if not self._closed:
+            self._pending = data[at:]
 
-    def _take(self) -> Frame | None:
-        buffer = self._buffer
-        if len(buffer) < 2:
+
+def _parse_header(data: bytes, at: int, fragmented: bool) -> tuple[int, int, int] | None:
+    """Return the first byte of the frame at ``at``, where its payload begins, and how long that is; None if unknown yet.
+
+    Raises:
+        ProtocolError: See FrameReader.feed.
+    """
+    have = len(data) - at
+    if have < 2:
+        return None
+    first, second = data[at], data[at + 1]
+    kind, length, size = first & 0x0F, second & 0x7F, 2
+    if first & 0x70:
+        raise ProtocolError(PROTOCOL_ERROR, "a reserved bit is set")
+    if not second & 0x80:
+        raise ProtocolError(PROTOCOL_ERROR, "a client's frame is not masked")
+    if kind in (CLOSE, PING, PONG):
+        if not first & 0x80 or length > 125:
+            raise ProtocolError(PROTOCOL_ERROR, "a control frame is fragmented or too long")
+    elif kind not in (CONTINUATION, TEXT, BINARY):
+        raise ProtocolError(PROTOCOL_ERROR, "an unknown kind of frame")
+    elif (kind == CONTINUATION) != fragmented:
+        raise ProtocolError(PROTOCOL_ERROR, "fragments in the wrong order")
+    elif kind == TEXT:
+        raise ProtocolError(UNSUPPORTED, "only binary messages are taken")
+    if length > 125:
+        size = 4 if length == 126 else 10
+        if have < size:
             return None
-        first, second = buffer[0], buffer[1]
-        final, kind, length = bool(first & 0x80), first & 0x0F, second & 0x7F
-        self._check(first, second, final, kind, length)
-        at = 2
-        if length == 126:
-            if len(buffer) < 4:
-                return None
-            (length,), at = struct.unpack_from(">H", buffer, 2), 4
-            if length < 126:
-                raise ProtocolError(PROTOCOL_ERROR, "the length is not minimal")
-        elif length == 127:
-            if len(buffer) < 10:
-                return None
-            (length,), at = struct.unpack_from(">Q", buffer, 2), 10
-            if length < 1 << 16:
-                raise ProtocolError(PROTOCOL_ERROR, "the length is not minimal")
+        length = int.from_bytes(data[at + 2 : at + size], "big")
+        if length >> 63:
+            raise ProtocolError(PROTOCOL_ERROR, "the length is negative")
+        if length < (126 if size == 4 else 1 << 16):
+            raise ProtocolError(PROTOCOL_ERROR, "the length is not minimal")
         if length > FRAME_LIMIT_BYTES:
             raise ProtocolError(TOO_BIG, "the frame is too large")
-        if len(buffer) < at + 4 + length:
-            return None
-        payload = unmask(bytes(buffer[at + 4 : at + 4 + length]), bytes(buffer[at : at + 4]))
-        del buffer[: at + 4 + length]
-        if kind == CLOSE:
-            _check_close(payload)
-            return Frame(CLOSE, payload)
-        if kind in (PING, PONG):
-            return Frame(kind, payload)
-        self._fragmented = not final
-        return Frame(BINARY, payload)
-
-    def _check(self, first: int, second: int, final: bool, kind: int, length: int) -> None:
-        if first & 0x70:
-            raise ProtocolError(PROTOCOL_ERROR, "a reserved bit is set")
-        if not second & 0x80:
-            raise ProtocolError(PROTOCOL_ERROR, "a client's frame is not masked")
-        if kind in (CLOSE, PING, PONG):
-            if not final or length > 125:
-                raise ProtocolError(PROTOCOL_ERROR, "a control frame is fragmented or too long")
-        elif kind == TEXT:
-            raise ProtocolError(UNSUPPORTED, "only binary messages are taken")
-        elif kind not in (CONTINUATION, BINARY):
-            raise ProtocolError(PROTOCOL_ERROR, "an unknown kind of frame")
-        elif (kind == CONTINUATION) != self._fragmented:
-            raise ProtocolError(PROTOCOL_ERROR, "fragments in the wrong order")
+    return (first, at + size + 4, length) if have >= size + 4 else None
 
 
 def _check_close(payload: bytes) -> None:
@@ -156,4 +176,4 @@ def _check_close(payload: bytes) -> None:
     try:
         payload[2:].decode()
     except UnicodeDecodeError:
-        raise ProtocolError(1007, "the close reason is not UTF-8") from None
+        raise ProtocolError(INVALID_DATA, "the close reason is not UTF-8") from None

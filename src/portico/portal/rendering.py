@@ -33,6 +33,8 @@ def get_status(error: PorticoError) -> int:
 
 def render_bytes(size: int) -> str:
     """Return a size for people, decimal: 2.5 GB."""
+    if size < 1e5:
+        return f"{size / 1e3:.3g} kB"
     return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
 
 

@@ -110,7 +110,8 @@ class Doors:
     async def _route_stream(self, request: Json) -> tuple[Json, list[int]]:
         session, fixed = await self._allow_stream(request)
         fd = await self._connect_if(session, lambda: self._allow_stream(request))
-        return {"kind": "stream", "protocol": session.reach.value, **fixed}, [fd]
+        clipboard = self._config.clipboard_limits
+        return {"kind": "stream", "protocol": session.reach.value, "clipboard": clipboard, **fixed}, [fd]
 
     async def _allow_stream(self, request: Json) -> tuple[Session, Json]:
         match = STREAM_PATH.match(request["target"])

@@ -146,6 +146,7 @@ async def show_session(request: Request, who: Who, session_id: str) -> Response:
         log=log,
         shares=await context.sessions.list_shares(who, session_id) if own else [],
         capacity=await context.sessions.get_capacity(),
+        clipboard=context.config.clipboard_limits,
     )
     return _with_terminal(request, answer, session)
 

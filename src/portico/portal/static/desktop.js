@@ -8,6 +8,10 @@ import { makeBackoff, reloadIfGone, say, screen, stage, tool, url, viewOnly } fr
 const backoff = makeBackoff();
 const text = stage.querySelector("[data-panel=clipboard] textarea");
 let rfb = null;
+const complaint = stage.querySelector("[data-clipboard-error]");
+const largest = (way) => Number(stage.dataset[way] ?? Infinity); // in bytes, of the site's policy; the gateway holds it
+const largestIn = largest("clipboardIn");
+const largestOut = largest("clipboardOut");
 let sent = null; // the last text that went to the desktop, so that it does not go back and forth
 
 function connect() {
@@ -39,6 +43,7 @@ async function stay() {
 }
 
 async function takeClipboard(content) {
+  if (!largestOut) return;
   if (text) text.value = content;
   if (content === sent) return;
   sent = content;
@@ -46,7 +51,7 @@ async function takeClipboard(content) {
 }
 
 async function offerClipboard() {
-  if (viewOnly || !navigator.clipboard?.readText) return;
+  if (viewOnly || !largestIn || !navigator.clipboard?.readText) return;
   try {
     const content = await navigator.clipboard.readText();
     if (content && content !== sent) give(content);
@@ -54,6 +59,13 @@ async function offerClipboard() {
 }
 
 function give(content) {
+  const size = new TextEncoder().encode(content.replace(/\r\n|\r|\n/g, "\r\n")).length; // as it is sent
+  const isTooLarge = size > largestIn;
+  if (complaint) {
+    complaint.textContent = isTooLarge ? `This text has ${size} bytes; this site lets ${largestIn} into a desktop.` : "";
+    complaint.hidden = !isTooLarge;
+  }
+  if (isTooLarge) return;
   sent = content;
   if (text) text.value = content;
   rfb?.clipboardPasteFrom(content);
