@@ -13,15 +13,8 @@ _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
-NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED, INVALID_DATA, POLICY, TOO_BIG = (
-    1000,
-    1001,
-    1002,
-    1003,
-    1007,
-    1008,
-    1009,
-)
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED = 1000, 1001, 1002, 1003
+INVALID_DATA, POLICY, TOO_BIG = 1007, 1008, 1009
 CUT: Final = 4001
 """Ours: what the stream lived by was taken back."""
 
@@ -128,7 +121,7 @@ class FrameReader:
 
 
 def _parse_header(data: bytes, at: int, fragmented: bool) -> tuple[int, int, int] | None:
-    """Return the first byte of the frame at ``at``, where its payload begins, and how long that is; None if unknown yet.
+    """Return the first byte of the frame at ``at``, where its payload begins, and its length; None if unknown yet.
 
     Raises:
         ProtocolError: See FrameReader.feed.
