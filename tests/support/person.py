@@ -36,8 +36,12 @@ class Person:
 
     def close(self) -> None:
         """Close the browser: its streams and connections."""
-        self._streams.close()
+        self.close_streams()
         self.http.close()
+
+    def close_streams(self) -> None:
+        """Close the streams that are open."""
+        self._streams.close()
 
     def enrol(self, code: str, password: str) -> None:
         """Set the first password with a one-time code."""
