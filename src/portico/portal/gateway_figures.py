@@ -21,32 +21,31 @@ SERIES_MAX: Final = 500
 
 @dataclass(frozen=True)
 class Known:
-    """A figure of gateways that the portal passes on: its name there, the name here, what it is, its labels."""
+    """A figure of gateways that the portal passes on: its name, what it is, its labels."""
 
     name: str
-    shown: str
     text: str
     labels: tuple[str, ...] = ()
 
 
 GATEWAY: Final = {
     "counters": (
-        Known("connections_total", "connections", "Connections that browsers made."),
-        Known("requests_total", "requests", "HTTP requests, WebSocket handshakes among them."),
-        Known("bytes_total", "bytes", "Bytes of bodies and streams; in is from the browser.", ("direction",)),
-        Known("streams_total", "streams", "Streams that were opened.", ("kind",)),
-        Known("refusals_total", "refusals", "What was refused.", ("reason",)),
-        Known("cuts_total", "cuts", "Times that the portal took something back."),
+        Known("connections_total", "Connections that browsers made."),
+        Known("requests_total", "HTTP requests, WebSocket handshakes among them."),
+        Known("bytes_total", "Bytes of bodies and streams; in is from the browser.", ("direction",)),
+        Known("streams_total", "Streams that were opened.", ("kind",)),
+        Known("refusals_total", "What was refused.", ("reason",)),
+        Known("cuts_total", "Times that the portal took something back."),
     ),
     "gauges": (
-        Known("connections", "connections_open", "Connections of browsers that are open."),
-        Known("streams", "streams_open", "Streams that are open.", ("kind",)),
+        Known("connections_open", "Connections of browsers that are open."),
+        Known("streams_open", "Streams that are open.", ("kind",)),
     ),
     "histograms": (
-        Known("tls_handshake_seconds", "tls_handshake_seconds", "Time of TLS handshakes."),
-        Known("authorisation_seconds", "authorisation_seconds", "Time until the portal said which way a request goes."),
-        Known("stream_opening_seconds", "stream_opening_seconds", "Time from a WebSocket handshake to its stream."),
-        Known("event_loop_lag_seconds", "event_loop_lag_seconds", "How late a gateway's event loop was."),
+        Known("tls_handshake_seconds", "Time of TLS handshakes."),
+        Known("authorisation_seconds", "Time until the portal said which way a request goes."),
+        Known("stream_opening_seconds", "Time from a WebSocket handshake to its stream."),
+        Known("event_loop_lag_seconds", "How late a gateway's event loop was."),
     ),
 }
 """By the kinds of docs/protocol.md. Open ones have names of their own: OpenMetrics drops a counter's ``_total``."""
@@ -63,7 +62,7 @@ def iter_gateways(answers: Mapping[int, Json | None]) -> Iterator[Metric]:
     )
     families = {
         kind: {
-            known.name: _FAMILIES[kind](f"portico_gateway_{known.shown}", known.text, labels=["gateway", *known.labels])
+            known.name: _FAMILIES[kind](f"portico_gateway_{known.name}", known.text, labels=["gateway", *known.labels])
             for known in all_known
         }
         for kind, all_known in GATEWAY.items()

@@ -34,7 +34,7 @@ ANSWER: dict[str, Any] = {
         'streams_total{kind="rfb"}': 3,
         'refusals_total{reason="404"}': 2,
     },
-    "gauges": {"connections": 4, 'streams{kind="rfb"}': 2, 'streams{kind="pty"}': 1},
+    "gauges": {"connections_open": 4, 'streams_open{kind="rfb"}': 2, 'streams_open{kind="pty"}': 1},
     "histograms": {
         known.name: {"bounds": [0.001, 0.1], "counts": [3, 2, 1], "sum": 4.5} for known in GATEWAY["histograms"]
     },
@@ -143,7 +143,13 @@ def test_the_pages_samples_are_right(tmp_path: Path) -> None:
         {"counters": {"connections_total": "many", 'bytes_total{direction="in"': 1, "requests_total": True}},
         {"counters": {"connections_total": 1e300, "requests_total": float("nan"), "no_such_total": 1}},
         {"counters": {'bytes_total{gateway="1"}': 1, 'bytes_total{le="1"}': 1, "bytes_total": 1}},
-        {"gauges": {'streams{kind="a\nb"}': 1, 'streams{kind="a\\"}': 1, 'streams{kind="' + "x" * 101 + '"}': 1}},
+        {
+            "gauges": {
+                'streams_open{kind="a\nb"}': 1,
+                'streams_open{kind="a\\"}': 1,
+                'streams_open{kind="' + "x" * 101 + '"}': 1,
+            }
+        },
         {"histograms": {"authorisation_seconds": {"bounds": [1], "counts": [1], "sum": 1}}},
         {"histograms": {"authorisation_seconds": {"bounds": [2, 1], "counts": [1, 1, 1], "sum": 1}}},
         {"histograms": {"authorisation_seconds": {"bounds": [1], "counts": [1, -1], "sum": 1}}},
@@ -159,7 +165,7 @@ def test_a_gateway_that_answers_nonsense_spoils_nothing(answer: dict[str, Any]) 
 
 
 def test_a_gateway_with_endless_labels_is_cut_short() -> None:
-    endless = {"gauges": {f'streams{{kind="k{number}"}}': number for number in range(10 * SERIES_MAX)}}
+    endless = {"gauges": {f'streams_open{{kind="k{number}"}}': number for number in range(10 * SERIES_MAX)}}
     samples = [sample for metric in iter_gateways({1: endless}) for sample in metric.samples]
     assert len(samples) <= SERIES_MAX + 2
 
