@@ -1,19 +1,18 @@
 """One request to the portal or to an app, and its answer: heads rendered anew, bodies streamed with back-pressure.
 
-It decides nothing about who may go where. Nothing of either side is kept beyond one read.
+It decides nothing about who may go where. Nothing of either side is kept beyond one read, and what the client did not
+take yet. Everything happens in answer to an event of one of the two ends.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from portico.gateway import websocket as ws
 from portico.gateway.body import LAST_CHUNK, Body, render_chunk
-from portico.gateway.bridge import Buffers, move
+from portico.gateway.end import READ_BYTES, End
+from portico.gateway.flow import Flow
 from portico.gateway.forward import make_switching_headers
 from portico.gateway.head import (
     Framing,
@@ -21,232 +20,241 @@ from portico.gateway.head import (
     Refusal,
     Request,
     Response,
+    find_head_end,
     get,
     get_tokens,
     parse_response,
     render_request,
     render_response,
 )
-from portico.gateway.limits import Limits
-from portico.gateway.upstream import Upstream, Wire
+from portico.gateway.upstream import Upstream
+
+if TYPE_CHECKING:
+    from portico.gateway.client import Client
 
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _ANSWER_HEAD_BYTES: Final = 64 * 1024
 _INTERIM_ANSWERS: Final = 8
 
-
-class Stale(Exception):
-    """The kept connection had ended before anything was answered, and the request may be sent again."""
+Filter = Callable[[Sequence[Header]], list[Header]]
 
 
-class Gone(Exception):
-    """The client is away, so there is nobody to answer."""
-
-
-@dataclass
 class Exchange:
     """A request on its way.
 
     Args:
-        client: Where it came from.
-        request: Its head.
+        client: Whose it is.
         upstream: Where it goes; closed here unless its answer was taken whole.
         headers: Of the request as sent on, without framing.
         filter_answer: From the answer's headers to those that the client gets, without framing.
         limit_bytes: Largest body; None for no limit.
-        answer_s: Until the answer begins.
-        is_closing: Whether the client's connection ends after this exchange in any case.
-
+        answer_s: From the end of the request until the answer begins.
+        tags: What it lives by; empty for the portal's own pages.
+        retry: Called instead of an end, where a kept connection had ended and the request may be sent again.
     """
 
-    client: Wire
-    request: Request
-    upstream: Upstream
-    headers: list[Header]
-    filter_answer: Callable[[Sequence[Header]], list[Header]]
-    limit_bytes: int | None
-    answer_s: float
-    is_closing: Callable[[], bool]
-    limits: Limits
-    buffers: Buffers
-    answered: bool = False  # whether anything was sent to the client
-    body_taken: bool = False  # whether the request's body was read to its end
-    reusable: bool = False  # whether the upstream connection can carry another exchange
+    __slots__ = (
+        *("_answer_s", "_body", "_body_taken", "_buffer", "_client", "_filter_answer", "_flow", "_headers", "_interim"),
+        *("_is_over", "_keep", "_limit_bytes", "_rechunk", "_request", "_response", "_retry", "_sent_all", "_upstream"),
+        *("_answer_body", "answered", "tags"),
+    )
+    is_stream = False
 
-    async def carry(self, give: Callable[[Upstream], None]) -> bool:
-        """Carry it; return whether the client's connection can carry another one. ``give`` gets the upstream back.
-
-        Raises:
-            Stale: See there.
-            Gone: See there.
-            Refusal: It can't be served; nothing was answered unless ``answered``.
-            OSError: One of both broke in the middle of the answer.
-
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        gone = False
-
-        def on_gone() -> None:
-            nonlocal gone
-            gone = True
-            task.cancel()
-
-        sending: asyncio.Task[None] | None = None
-        try:
-            await self._send_head()
-            if self.request.framing is Framing.NONE:
-                self.body_taken = True
-                self.client.connection.watch(on_gone)
-            else:
-                sending = asyncio.create_task(self._send_body(on_gone))
-            response = await self._read_answer(sending)
-            keep = await self._give(response)
-        except asyncio.CancelledError:
-            if gone and task.uncancel() == 0:
-                raise Gone from None
-            raise
-        finally:
-            self.client.connection.unwatch()
-            if sending is not None:
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
-            if self.reusable and self.body_taken:
-                give(self.upstream)
-            else:
-                self.upstream.close()
-        return keep and self.body_taken
-
-    async def upgrade(self) -> bool:
-        """Carry a WebSocket handshake; return whether the app has switched, with its answer already given.
-
-        Raises:
-            Refusal: The app's answer is wrong.
-
-        """
-        await self._send_head()
-        self.body_taken = True
-        response = await self._read_answer(None)
-        if response.status != 101:
-            self.is_closing = lambda: True
-            await self._give(response)
-            return False
-        accepts = (
-            get(response.headers, b"sec-websocket-accept")
-            == ws.compute_accept(self.request.get(b"sec-websocket-key")).encode()
-        )
-        if not accepts or get_tokens(response.headers, b"upgrade") != [b"websocket"]:
-            raise Refusal(502, "malformed WebSocket handshake of the app")
-        self.answered = True
-        head = render_response(101, make_switching_headers(response.headers))
-        await self.client.connection.write(head + self.upstream.buffer)
-        if self.client.buffer:
-            await self.upstream.connection.write(self.client.buffer)
-        return True
+    def __init__(
+        self,
+        client: Client,
+        request: Request,
+        upstream: Upstream,
+        headers: list[Header],
+        filter_answer: Filter,
+        limit_bytes: int | None,
+        answer_s: float,
+        tags: frozenset[str],
+        retry: Callable[[], None],
+    ) -> None:
+        self._client, self._request, self._upstream = client, request, upstream
+        self._headers, self._filter_answer = headers, filter_answer
+        self._limit_bytes, self._answer_s, self._retry = limit_bytes, answer_s, retry
+        self.tags = tags
+        self.answered = False  # whether anything was sent to the client
+        self._body: Body | None = None  # of the request, while it is being sent
+        self._body_taken = True
+        self._sent_all = True  # whether the upstream has taken the request, as far as it was read
+        self._buffer = b""  # of the answer, what was read and not used
+        self._interim = 0
+        self._response: Response | None = None
+        self._answer_body: Body | None = None
+        self._flow: Flow | None = None
+        self._rechunk = self._keep = self._is_over = False
+        upstream.owner = self
 
     # the request
 
-    async def _send_head(self) -> None:
-        request, headers = self.request, self.headers
+    def start(self) -> None:
+        """Send the head.
+
+        Raises:
+            Refusal: It can't be served.
+        """
+        request, headers = self._request, self._headers
         if request.framing is Framing.CHUNKED:
             headers = [*headers, (b"Transfer-Encoding", b"chunked")]
         elif request.framing is Framing.LENGTH or request.method in ("POST", "PUT", "PATCH"):
             headers = [*headers, (b"Content-Length", b"%d" % request.length)]
-        if self.limit_bytes is not None and request.length > self.limit_bytes:
-            raise Refusal(413, f"the limit is {self.limit_bytes >> 20} MiB")
-        with self._closed_means_stale():
-            await self.upstream.connection.write(render_request(request.method, request.target, headers))
-
-    async def _send_body(self, on_gone: Callable[[], None]) -> None:
-        """Send the request's body on.
-
-        Raises:
-            Refusal: It is malformed or too large.
-            Gone: The client went away within it.
-            OSError: The upstream takes no more; its answer may still come.
-
-        """
-        if self.request.expects_continue:
-            await self.client.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = Body(self.request.framing, self.request.length)
-        chunked = self.request.framing is Framing.CHUNKED
-        while not body.done:
-            try:
-                async with asyncio.timeout(self.limits.body_stall_s):
-                    data = await self.client.read()
-            except TimeoutError:
-                raise Refusal(408, "the body stopped coming") from None
-            except OSError:
-                raise Gone from None
-            if not data:
-                raise Gone
-            payload, rest = body.feed(data)
-            if rest:
-                self.client.buffer = rest
-            if self.limit_bytes is not None and body.received > self.limit_bytes:
-                raise Refusal(413, f"the limit is {self.limit_bytes >> 20} MiB")
-            if payload:
-                await self.upstream.connection.write(render_chunk(payload) if chunked else payload)
-        if chunked:
-            await self.upstream.connection.write(LAST_CHUNK)
-        self.body_taken = True
-        self.client.connection.watch(on_gone)
-
-    # the answer
-
-    async def _read_answer(self, sending: asyncio.Task[None] | None) -> Response:
+        if self._limit_bytes is not None and request.length > self._limit_bytes:
+            self._upstream.close()
+            raise Refusal(413, f"the limit is {self._limit_bytes >> 20} MiB")
+        gateway = self._client.gateway
+        if self.tags:
+            gateway.routes.add(self)
+        self._client.deadline = gateway.plane.now + self._answer_s
+        if request.framing is not Framing.NONE:
+            self._body, self._body_taken = Body(request.framing, request.length), False
         try:
-            async with asyncio.timeout(self.answer_s):
-                if sending is None:
-                    return await self._read_final()
-                reading = asyncio.create_task(self._read_final())
-                try:
-                    await asyncio.wait({reading, sending}, return_when=asyncio.FIRST_COMPLETED)
-                    if not reading.done() and isinstance(error := sending.exception(), (Refusal, Gone)):
-                        raise error
-                    return await reading
-                finally:
-                    reading.cancel()
-                    await asyncio.gather(reading, return_exceptions=True)
-        except TimeoutError:
-            raise Refusal(504, "no answer in time") from None
-
-    async def _read_final(self) -> Response:
-        for _ in range(_INTERIM_ANSWERS):
-            with self._closed_means_stale():
-                try:
-                    head = await self.upstream.read_head(_ANSWER_HEAD_BYTES)
-                except Refusal:
-                    raise Refusal(502, "malformed answer") from None
-                if not head:
-                    raise ConnectionResetError("closed before an answer")
-            response = parse_response(head, self.request.method)
-            if response.status == 101 and not self.request.upgrade:
-                raise Refusal(502, "it switched protocols unasked")
-            if response.status >= 200 or response.status == 101:
-                return response
-        raise Refusal(502, "too many interim answers")
-
-    @contextlib.contextmanager
-    def _closed_means_stale(self) -> Iterator[None]:
-        try:
-            yield
+            self._upstream.send(render_request(request.method, request.target, headers))
         except OSError:
-            may_retry = self.request.method in IDEMPOTENT and self.request.framing is Framing.NONE
-            if self.upstream.used and may_retry and not self.upstream.buffer:
-                raise Stale from None
-            raise Refusal(502, "it closed the connection") from None
+            self._on_no_answer()
+            return
+        if self._body is not None:
+            self._client.deadline = gateway.plane.now + gateway.limits.body_stall_s
+            if request.expects_continue:
+                self._client.end.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.pump_body()
 
-    async def _give(self, response: Response) -> bool:
-        request, body = self.request, Body(response.framing, response.length)
-        headers = self.filter_answer(response.headers)
-        rechunk = response.framing in (Framing.CHUNKED, Framing.CLOSE) and request.minor == 1
-        keep = request.keep_alive and not self.is_closing() and self.body_taken
-        if rechunk:
+    @property
+    def wants_body(self) -> bool:
+        """Whether the client's bytes are this request's."""
+        return not self._body_taken
+
+    def pump_body(self) -> None:
+        """Send on what has come of the request's body."""
+        body, client, upstream = self._body, self._client, self._upstream
+        try:
+            while body is not None and not self._is_over and upstream.out is None:
+                data = client.take()
+                if data is None:
+                    return
+                if not data:
+                    client.close()
+                    return
+                payload, rest = body.feed(data)
+                if rest:
+                    client.put_back(rest)
+                if self._limit_bytes is not None and body.received > self._limit_bytes:
+                    raise Refusal(413, f"the limit is {self._limit_bytes >> 20} MiB")
+                client.gateway.metrics.in_bytes += len(payload)
+                client.deadline = client.gateway.plane.now + client.gateway.limits.body_stall_s
+                chunked = self._request.framing is Framing.CHUNKED
+                out = render_chunk(payload) if chunked and payload else payload
+                if body.done:
+                    self._body, self._body_taken = None, True
+                    client.deadline = client.gateway.plane.now + self._answer_s
+                    if chunked:
+                        out += LAST_CHUNK
+                if out:
+                    upstream.send(out)
+                if self._body_taken:
+                    client.look_ahead()
+                    return
+                if client.end.must_yield():
+                    return
+        except Refusal as refusal:
+            self.fail(refusal)
+        except OSError:
+            self._body = None  # it takes no more; its answer may still come
+            upstream.readable = True
+            self.on_readable(upstream)
+
+    # events of the upstream
+
+    def on_readable(self, end: End) -> None:
+        """Take what has come of the answer."""
+        try:
+            if self._response is None:
+                self._read_head()
+            else:
+                self.pump_answer()
+        except Refusal as refusal:
+            self.fail(refusal)
+        except OSError:
+            self._on_no_answer()
+
+    def on_writable(self, end: End) -> None:
+        """Send more of the request."""
+        self.pump_body()
+
+    def on_broken(self, end: End) -> None:
+        """Send no more; the answer may still come."""
+        self._body = None
+        end.out = None
+        end.readable = True
+        self.on_readable(end)
+
+    def _on_no_answer(self) -> None:
+        """Deal with an upstream that has closed too early."""
+        if self._is_over:
+            return
+        if self.answered:
+            self._client.close()
+            return
+        upstream = self._upstream
+        may_retry = self._request.method in IDEMPOTENT and self._request.framing is Framing.NONE
+        if upstream.used and may_retry and not self._buffer and not self._interim:
+            self._leave()
+            upstream.close()
+            self._retry()
+        else:
+            self.fail(Refusal(502, "it closed the connection"))
+
+    # the answer's head
+
+    def _read_head(self) -> None:
+        upstream = self._upstream
+        while upstream.readable:
+            data = upstream.recv(READ_BYTES)
+            if data is None:
+                return
+            if not data:
+                self._on_no_answer()
+                return
+            self._buffer = self._buffer + data if self._buffer else data
+            while (response := self._parse_head()) is not None:
+                if response.status >= 200 or response.status == 101:
+                    self._begin(response)
+                    return
+                self._interim += 1
+                if self._interim >= _INTERIM_ANSWERS:
+                    raise Refusal(502, "too many interim answers")
+
+    def _parse_head(self) -> Response | None:
+        try:
+            end = find_head_end(self._buffer, _ANSWER_HEAD_BYTES)
+        except Refusal:
+            raise Refusal(502, "malformed answer") from None
+        if not end:
+            return None
+        head, self._buffer = self._buffer[:end], self._buffer[end:]
+        response = parse_response(head, self._request.method)
+        if response.status == 101 and not self._request.upgrade:
+            raise Refusal(502, "it switched protocols unasked")
+        return response
+
+    def _begin(self, response: Response) -> None:
+        if response.status == 101:
+            self._switch(response)
+            return
+        request, client = self._request, self._client
+        headers = self._filter_answer(response.headers)
+        framing = response.framing
+        self._response = response
+        self._answer_body = body = Body(framing, response.length)
+        self._rechunk = framing in (Framing.CHUNKED, Framing.CLOSE) and request.minor == 1
+        keep = request.keep_alive and self._body_taken and not request.upgrade and not client.gateway.closing
+        if self._rechunk:
             headers.append((b"Transfer-Encoding", b"chunked"))
-        elif response.framing is Framing.LENGTH:
+        elif framing is Framing.LENGTH:
             headers.append((b"Content-Length", b"%d" % response.length))
-        elif response.framing is not Framing.NONE:
+        elif framing is not Framing.NONE:
             keep = False
         elif request.method == "HEAD":
             if length := get(response.headers, b"content-length"):
@@ -257,35 +265,144 @@ class Exchange:
             headers.append((b"Connection", b"close"))
         elif request.minor == 0:
             headers.append((b"Connection", b"keep-alive"))
-        out = render_response(response.status, headers)
-        client = self.client.connection
-        while True:
-            if self.upstream.buffer and not body.done:
-                try:
-                    payload, self.upstream.buffer = body.feed(self.upstream.buffer)
-                except Refusal as refusal:
-                    raise Refusal(502, f"answer: {refusal.reason}") from None
-                if payload:
-                    out += render_chunk(payload) if rechunk else payload
-            if body.done:
-                break
-            if out:
-                self.answered = True
-                await client.write(out)
-                out = b""
-            if response.framing is Framing.LENGTH:
-                if await move(self.upstream.connection, client, self.buffers, body.left) < body.left:
-                    raise ConnectionResetError("the answer was cut")
-                break
-            self.upstream.buffer = await self.upstream.connection.read()
-            if not self.upstream.buffer:
+        self._keep = keep
+        client.deadline = client.never
+        out = render_response(response.status, headers) + self._feed()
+        if body.done:
+            self._finish(out)
+            return
+        self._say(out)
+        if self._upstream.readable:
+            self.pump_answer()
+
+    def _feed(self) -> bytes:
+        """Return the payload that was read already, as it goes to the client.
+
+        Raises:
+            Refusal: It is malformed.
+        """
+        body = self._answer_body
+        assert body is not None
+        if not self._buffer or body.done:
+            return b""
+        try:
+            payload, self._buffer = body.feed(self._buffer)
+        except Refusal as refusal:
+            raise Refusal(502, f"answer: {refusal.reason}") from None
+        return render_chunk(payload) if payload and self._rechunk else payload
+
+    def _say(self, out: bytes) -> None:
+        """Send to the client, which may be gone."""
+        self.answered = True
+        self._client.gateway.metrics.out_bytes += len(out)
+        try:
+            self._client.end.send(out)
+        except OSError:
+            self._client.close()
+
+    # the answer's body
+
+    def pump_answer(self) -> None:
+        """Send on what has come of the answer's body, while the client takes it.
+
+        Raises:
+            Refusal: It is malformed.
+            OSError: The upstream broke.
+        """
+        response, body, upstream, client = self._response, self._answer_body, self._upstream, self._client.end
+        if response is None or body is None:
+            return
+        if response.framing is Framing.LENGTH:
+            self._pump_length(body)
+            return
+        while upstream.readable and client.out is None and not self._is_over:
+            data = upstream.recv(READ_BYTES)
+            if data is None:
+                return
+            if not data:
                 if response.framing is not Framing.CLOSE:
                     raise ConnectionResetError("the answer was cut")
-                break
-        if rechunk:
+                self._finish(b"")
+                return
+            self._buffer = data
+            out = self._feed()
+            if body.done:
+                self._finish(out)
+                return
+            if out:
+                self._say(out)
+            if upstream.must_yield():
+                return
+
+    def _pump_length(self, body: Body) -> None:
+        if self._flow is None:
+            self._flow = Flow(self._client.gateway.plane, self._upstream, self._client.end)
+        try:
+            moved = self._flow.move(body.left)
+        except OSError:
+            self._client.close()  # either end: the answer can't be completed
+            return
+        body.left -= moved
+        self._client.gateway.metrics.out_bytes += moved
+        if not body.left:
+            self._finish(b"")
+        elif self._flow.is_over:
+            raise ConnectionResetError("the answer was cut")
+
+    def _finish(self, out: bytes) -> None:
+        response = self._response
+        assert response is not None
+        if self._rechunk:
             out += LAST_CHUNK
         if out:
-            self.answered = True
-            await client.write(out)
-        self.reusable = response.reusable and not self.upstream.buffer
-        return keep
+            self._say(out)
+        if self._is_over:
+            return
+        self._leave()
+        if response.reusable and self._body_taken and not self._buffer:
+            self._client.gateway.pool.give(self._upstream)
+        else:
+            self._upstream.close()
+        self._client.on_answered(self._keep)
+
+    # a WebSocket of the app's own
+
+    def _switch(self, response: Response) -> None:
+        accepts = (
+            get(response.headers, b"sec-websocket-accept")
+            == ws.compute_accept(self._request.get(b"sec-websocket-key")).encode()
+        )
+        if not accepts or get_tokens(response.headers, b"upgrade") != [b"websocket"]:
+            raise Refusal(502, "malformed WebSocket handshake of the app")
+        self._say(render_response(101, make_switching_headers(response.headers)) + self._buffer)
+        if not self._is_over:
+            self._leave()
+            self._client.become_tunnel(self._upstream, self.tags)
+
+    # its end
+
+    def end(self, code: int, reason: str) -> None:
+        """End it as if the client had gone: what it lived by was taken back."""
+        self._client.close()
+
+    def abandon(self) -> None:
+        """End it, because the client has ended."""
+        if not self._is_over:
+            self._leave()
+            self._upstream.close()
+
+    def fail(self, refusal: Refusal) -> None:
+        """End it with a refusal, or by cutting off an answer that has begun."""
+        if self._is_over:
+            return
+        if self.answered:
+            self._client.close()
+            return
+        self._leave()
+        self._upstream.close()
+        self._client.on_failed(refusal)
+
+    def _leave(self) -> None:
+        self._is_over = True
+        if self.tags:
+            self._client.gateway.routes.remove(self)

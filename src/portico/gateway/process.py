@@ -1,4 +1,4 @@
-"""The gateway process: takes its listening sockets, serves until SIGTERM, and leaves sessions alone."""
+"""The gateway process: takes its listening sockets, serves until told to end, and leaves sessions alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dataclasses import replace
 from portico.config import Config
 from portico.gateway.limits import Limits, raise_descriptor_limit
 from portico.gateway.listening import make_listening
+from portico.gateway.metrics import Metrics
+from portico.gateway.plane import PlaneLoop
 from portico.gateway.routes import Routes
 from portico.gateway.server import Gateway
 
@@ -28,13 +30,27 @@ def make_tls(certificate: str, key: str) -> ssl.SSLContext:
     return context
 
 
+def run(
+    config: Config,
+    listeners: Mapping[str, socket.socket],
+    tls: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Serve until told to end; see :func:`serve`."""
+    with asyncio.Runner(loop_factory=PlaneLoop) as runner:
+        runner.run(serve(config, listeners, tls, limits))
+
+
 async def serve(
     config: Config,
     listeners: Mapping[str, socket.socket],
     tls: ssl.SSLContext | None = None,
     limits: Limits | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve, on a PlaneLoop, until told to end.
+
+    SIGTERM: accept nothing more, let live streams and requests end by themselves, for ``drain_s`` at most; another
+    gateway may have taken over the same listening sockets meanwhile. SIGINT, or SIGTERM again: end them now.
 
     Args:
         config: The settings.
@@ -44,26 +60,38 @@ async def serve(
     """
     limits = limits or Limits()
     limits = replace(limits, connections=raise_descriptor_limit(limits.connections))
-    routes = Routes(config.socket_paths["routes"], limits.decisions)
-    gateway = Gateway(config.socket_paths["portal"], routes, limits)
-    stop = asyncio.Event()
+    metrics = Metrics()
+    routes = Routes(config.socket_paths["routes"], limits, metrics, lambda: gateway.render_metrics())
+    gateway = Gateway(config.socket_paths["portal"], routes, limits, metrics)
+    draining, ending = asyncio.Event(), asyncio.Event()
+
+    def on_term() -> None:
+        (ending if draining.is_set() else draining).set()
+
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, on_term)
+    loop.add_signal_handler(signal.SIGINT, ending.set)
     accepting = [
         asyncio.create_task(gateway.listen(make_listening(config, apps_only=name == "listen-apps"), sock, tls))
         for name, sock in listeners.items()
         if name in ("listen-portal", "listen-apps")
     ]
     tasks = [asyncio.create_task(routes.run()), asyncio.create_task(gateway.sweep())]
-    ended = asyncio.create_task(_wait(stop))
+    told = [asyncio.create_task(_wait(draining)), asyncio.create_task(_wait(ending))]
     log.info("serving %s", config.portal_origin)
-    # None of these ends by itself: one that does has failed, and the supervisor starts us anew.
-    done, _ = await asyncio.wait([ended, *accepting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    # None of the others ends by itself: one that does has failed, and the supervisor starts us anew.
+    done, _ = await asyncio.wait([*told, *accepting, *tasks], return_when=asyncio.FIRST_COMPLETED)
     await _stop(accepting)
+    for sock in listeners.values():
+        sock.close()
+    if draining.is_set() and not ending.is_set():
+        log.info("draining: what is live goes on, nothing new is accepted")
+        drain = asyncio.create_task(gateway.drain(limits.drain_s))
+        await asyncio.wait([drain, told[1], *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await _stop([drain])
     await gateway.close()
-    await _stop([*tasks, ended])
-    for task in done - {ended}:
+    await _stop([*tasks, *told])
+    for task in done - set(told):
         task.result()
 
 

@@ -11,18 +11,20 @@ import contextlib
 import logging
 import os
 import socket
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from portico import wire
-from portico.errors import PorticoError, Refused, Unavailable
+from portico.errors import PorticoError, Refused, TooMany, Unavailable
 from portico.gateway.clipboard import ANY, Clipboard
+from portico.gateway.limits import Limits
+from portico.gateway.metrics import Metrics
 from portico.gateway.websocket import CUT
 
 Json = dict[str, Any]
-Context = tuple[str, ...]
+Context = tuple[object, ...]
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +38,19 @@ _CUTS_REMEMBERED_S: Final = 2 * ASK_S
 _CONTROLS: Final = frozenset(map(chr, [*range(32), 127]))
 
 
-@dataclass(eq=False)
-class Live:
-    """A stream or request under way: what it lives by, and how it is ended with a close code and a reason."""
+class Live(Protocol):
+    """A stream or request under way."""
 
-    tags: frozenset[str]
-    end: Callable[[int, str], None]
-    is_stream: bool
+    @property
+    def tags(self) -> frozenset[str]:
+        """What it lives by."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is a stream, and not a request."""
+
+    def end(self, code: int, reason: str) -> None:
+        """End it, with a WebSocket close code where it can say one."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +142,25 @@ class Routes:
 
     Args:
         path: The portal's routes socket.
-        limit: Decisions that are kept at once.
-
+        limits: How many decisions are kept, and how many streams a tag may carry.
+        metrics: Where cuts and the time of questions are counted.
+        render_metrics: What the portal gets that asks for metrics.
     """
 
-    def __init__(self, path: str, limit: int = 10_000) -> None:
+    def __init__(
+        self,
+        path: str,
+        limits: Limits | None = None,
+        metrics: Metrics | None = None,
+        render_metrics: Callable[[], Json] = dict,
+    ) -> None:
+        limits = limits or Limits()
         self._path = path
-        self._limit = limit
+        self._limit = limits.decisions
+        self._most = dict(limits.streams_per_tag)
+        self._carried: Counter[str] = Counter()
+        self._metrics = metrics or Metrics()
+        self._render_metrics = render_metrics
         self._channel: wire.Channel | None = None
         self._kept: dict[Context, list[_Kept]] = {}
         self._live: set[Live] = set()
@@ -191,20 +211,19 @@ class Routes:
     # decisions
 
     async def route(self, request: Json) -> Way | Answer:
-        """Return the portal's decision, or one that it allowed to be kept, which has no descriptor.
+        """Return the portal's decision, and keep it for as long as it allows.
 
         Raises:
             Unavailable: The portal is away.
             PorticoError: It refuses.
 
         """
-        context = _make_context(request)
-        if kept := self._find_kept(context, request["target"]):
-            return kept
+        context = make_context(request)
         loop = asyncio.get_running_loop()
         for _ in range(3):
             asked_at = loop.time()
             decision = parse_decision(await self._ask("route", request))
+            self._metrics.authorisation.observe(loop.time() - asked_at)
             if isinstance(decision, Answer):
                 return decision
             if not self._was_cut_since(asked_at, decision.tags):
@@ -241,10 +260,12 @@ class Routes:
         others = [one for one in self._kept.pop(context, []) if one.way.prefix != way.prefix]
         self._kept[context] = [*others[-15:], _Kept(copy, expires)]
 
-    def _find_kept(self, context: Context, path: str) -> Way | None:
-        for kept in self._kept.get(context, ()):
+    def find_kept(self, request: Json) -> Way | None:
+        """Return a decision that the portal allowed to be kept; it has no descriptor."""
+        path = request["target"]
+        for kept in self._kept.get(make_context(request), ()):
             if path.startswith(kept.way.prefix) and kept.expires > asyncio.get_running_loop().time():
-                return Way(kept.way.tags, key=kept.way.key, prefix=kept.way.prefix)
+                return kept.way
         return None
 
     def _drop(self, is_dropped: Callable[[Way], bool]) -> None:
@@ -257,15 +278,37 @@ class Routes:
 
     # what is live
 
-    @contextlib.contextmanager
-    def register(self, tags: frozenset[str], end: Callable[[int, str], None], *, is_stream: bool) -> Iterator[None]:
-        """Keep something where ``cut`` finds it, while the block runs."""
-        live = Live(tags, end, is_stream)
+    def refuse_too_many(self, tags: frozenset[str]) -> None:
+        """Refuse one more stream where a tag carries all it may.
+
+        Raises:
+            TooMany: See there.
+        """
+        for tag, kind in self._find_limited(tags):
+            if self._carried[tag] >= self._most[kind]:
+                raise TooMany(
+                    "Too many streams are open.", why=f"This {kind} has {self._most[kind]}.", hint="Close some windows."
+                )
+
+    def _find_limited(self, tags: frozenset[str]) -> list[tuple[str, str]]:
+        return [(tag, kind) for tag in tags if (kind := tag.partition(":")[0]) in self._most]
+
+    def add(self, live: Live) -> None:
+        """Keep something where ``cut`` finds it, until it is removed."""
         self._live.add(live)
-        try:
-            yield
-        finally:
-            self._live.discard(live)
+        if live.is_stream:
+            self._carried.update(tag for tag, _ in self._find_limited(live.tags))
+
+    def remove(self, live: Live) -> None:
+        """Forget something that has ended; a second time changes nothing."""
+        if live not in self._live:
+            return
+        self._live.remove(live)
+        if live.is_stream:
+            for tag, _ in self._find_limited(live.tags):
+                self._carried[tag] -= 1
+                if not self._carried[tag]:
+                    del self._carried[tag]
 
     def end_streams(self, code: int, reason: str) -> None:
         """End all streams, and no request."""
@@ -275,6 +318,8 @@ class Routes:
 
     async def _handle(self, op: str, args: Json, fds: list[int]) -> wire.Answer | None:
         wire.close_all(fds)
+        if op == "metrics":
+            return self._render_metrics(), ()
         tags = args.get("tags")
         if op != "cut" or not isinstance(tags, list):
             raise Refused(f"A gateway knows no such {op[:20]!r}.")
@@ -289,6 +334,7 @@ class Routes:
         self._drop(lambda way: bool(way.tags & tags))
         for key in keys | {tag.partition(":")[2] for tag in tags if tag.startswith("session:")}:
             self.on_drop(key)
+        self._metrics.cuts += 1
         hit = [live for live in self._live if live.tags & tags]
         for live in hit:
             live.end(CUT, "taken back")
@@ -298,12 +344,15 @@ class Routes:
         return any(at >= since and cut & tags for at, cut in self._cuts)
 
 
-def _make_context(request: Json) -> Context:
+def make_context(request: Json) -> Context:
     """Return all that a decision may depend on besides the path; what differs in any of it is asked for anew."""
     headers: dict[str, str] = request["headers"]
-    safe = "safe" if request["method"] in ("GET", "HEAD", "OPTIONS") else "unsafe"
     return (
-        *(str(request[name]) for name in ("listener", "host", "scheme", "address", "upgrade")),
-        safe,
-        *(f"{name}={headers[name]}" for name in sorted(headers)),
+        request["method"] in ("GET", "HEAD", "OPTIONS"),
+        request["listener"],
+        request["host"],
+        request["scheme"],
+        request["address"],
+        request["upgrade"],
+        *(item for name in sorted(headers) for item in (name, headers[name])),
     )

@@ -12,23 +12,45 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from typing import Final
+from typing import Any, Final, Protocol
 
-from portico.gateway.bridge import Buffers
 from portico.gateway.client import Client
-from portico.gateway.connection import Connection, PlainConnection, open_tls
+from portico.gateway.end import End, TlsEnd
 from portico.gateway.limits import Limits
 from portico.gateway.listening import Listening, find_household, normalise_address
-from portico.gateway.routes import Routes, Way
-from portico.gateway.upstream import Pool, Upstream, open_descriptor, open_portal
+from portico.gateway.metrics import Metrics
+from portico.gateway.plane import Acceptor, get_plane
+from portico.gateway.routes import Routes
+from portico.gateway.upstream import Pool
 from portico.gateway.websocket import GOING_AWAY
 
 log = logging.getLogger(__name__)
 
 _ACCEPTED_AT_ONCE: Final = 64
-_SWEEP_S: Final = 5.0
+_SWEEP_MOST_S: Final = 1.0
 _REFUSALS_PER_S: Final = 20.0
 _FULL: Final = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class Connected(Protocol):
+    """What a client's connection is being used for: requests, a stream, or a tunnel."""
+
+    household: str
+    deadline: float
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is a stream or tunnel."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+
+    def on_deadline(self) -> None:
+        """Take notice that ``deadline`` is over."""
+
+    def close(self) -> None:
+        """Close at once."""
 
 
 class Refusals:
@@ -59,33 +81,34 @@ class Gateway:
         portal_path: The portal's HTTP socket.
         routes: Whom to ask.
         limits: Sizes and times.
-
+        metrics: Where everything is counted.
     """
 
-    def __init__(self, portal_path: str, routes: Routes, limits: Limits | None = None) -> None:
+    def __init__(
+        self, portal_path: str, routes: Routes, limits: Limits | None = None, metrics: Metrics | None = None
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.plane = get_plane()
         self.routes = routes
         self.limits = limits or Limits()
-        self.buffers = Buffers()
-        self.refusals = Refusals()
+        self.metrics = metrics or Metrics()
+        self.pool = Pool(self.plane, portal_path, self.limits.app_connections)
         self.closing = False
-        self._portal_path = portal_path
-        self._pool = Pool()
-        routes.on_drop = self._pool.drop
+        self._refusals = Refusals()
         self._by_household: Counter[str] = Counter()
-        self._clients: dict[asyncio.Task[None], Client | None] = {}
+        self._clients: set[Connected] = set()
+        self._emptied = asyncio.Event()
+        routes.on_drop = self.pool.drop
 
     # connections from browsers
 
     async def listen(self, listening: Listening, listener: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Accept connections until cancelled."""
-        loop = asyncio.get_running_loop()
-        listener.setblocking(False)
-        waiting = asyncio.Event()
-        loop.add_reader(listener.fileno(), waiting.set)
+        tune(listener, self.limits)
+        acceptor = Acceptor(self.plane, listener)
         try:
             while True:
-                await waiting.wait()
-                waiting.clear()
+                await acceptor.wait()
                 try:
                     for _ in range(_ACCEPTED_AT_ONCE):
                         sock, name = listener.accept()
@@ -93,107 +116,109 @@ class Gateway:
                 except BlockingIOError:
                     pass
                 except OSError as error:  # EMFILE and the like: connections wait in the backlog meanwhile
-                    self.refusals.tell("everybody", f"accept: {error.strerror}")
+                    self.tell_refusal("everybody", f"accept: {error.strerror}", "accept")
                     await asyncio.sleep(0.2)
         finally:
-            loop.remove_reader(listener.fileno())
+            acceptor.close()
 
     def _take(self, listening: Listening, sock: socket.socket, address: str, tls: ssl.SSLContext | None) -> None:
         household = find_household(address)
         too_many = self._by_household[household] >= self.limits.connections_per_address
         if len(self._clients) >= self.limits.connections or (too_many and not listening.trusts(address)):
-            self.refusals.tell(address, "too many connections")
+            self.tell_refusal(address, "too many connections", "connections")
             with contextlib.suppress(OSError), sock:
                 if tls is None:
                     sock.setblocking(False)
                     sock.send(_FULL)
             return
-        task = asyncio.get_running_loop().create_task(self._serve(listening, sock, address, tls))
-        self._clients[task] = None
-        self._by_household[household] += 1
-
-        def forget(task: asyncio.Task[None]) -> None:
-            del self._clients[task]
-            self._by_household[household] -= 1
-            if not self._by_household[household]:
-                del self._by_household[household]
-
-        task.add_done_callback(forget)
-
-    async def _serve(self, listening: Listening, sock: socket.socket, address: str, tls: ssl.SSLContext | None) -> None:
-        connection: Connection | None = None
-        task = asyncio.current_task()
-        assert task is not None
+        client = Client(self, listening, address, household)
         try:
-            _tune(sock, self.limits)
-            connection = PlainConnection(sock) if tls is None else await open_tls(sock, tls, self.limits.head_s)
-            client = self._clients[task] = Client(self, listening, connection, address)
-            await client.run()
-        except OSError:
-            pass  # it went away, or never spoke TLS
-        except asyncio.CancelledError:
-            if not self.closing:
-                raise
-        except Exception:  # a defect of ours ends one connection, and is told
-            log.exception("a connection failed")
-        finally:
-            if connection is None:
-                sock.close()
-            else:
-                connection.close()
+            client.end = End(self.plane, sock, client) if tls is None else TlsEnd(self.plane, sock, client, tls)
+        except (OSError, ValueError):  # it is gone already
+            sock.close()
+            return
+        self._clients.add(client)
+        self._by_household[household] += 1
+        self.metrics.connections += 1
 
-    # connections to those who answer
+    def replace(self, client: Connected, other: Connected) -> None:
+        """Take ``other`` for ``client``, whose connection it has taken over."""
+        self._clients.remove(client)
+        self._clients.add(other)
 
-    async def take_portal(self) -> Upstream:
-        """Return a connection to the portal.
+    def forget(self, client: Connected) -> None:
+        """Forget a connection that has been closed."""
+        self._clients.discard(client)
+        self._by_household[client.household] -= 1
+        if not self._by_household[client.household]:
+            del self._by_household[client.household]
+        if not self._clients:
+            self._emptied.set()
 
-        Raises:
-            Unavailable: It is away.
+    # what is told
 
-        """
-        return self._pool.take("portal") or await open_portal(self._portal_path)
+    def tell_refusal(self, address: str, why: str, reason: str) -> None:
+        """Log and count a refusal; ``why`` never holds anything that was sent, ``reason`` is one of few words."""
+        self.metrics.refusals[reason] += 1
+        self._refusals.tell(address, why)
 
-    async def take_app(self, way: Way) -> Upstream:
-        """Return a connection to the app of a way.
+    def count_refusal(self, reason: str) -> None:
+        """Count a refusal that its stream is told of."""
+        self.metrics.refusals[reason] += 1
 
-        Raises:
-            PorticoError: There is none.
-
-        """
-        if (fd := way.take_descriptor()) >= 0:
-            return open_descriptor(fd, way.key)
-        return self._pool.take(way.key) or open_descriptor(await self.routes.connect(way), way.key)
-
-    def give(self, upstream: Upstream) -> None:
-        """Take a connection back for the next request."""
-        self._pool.give(upstream)
+    def render_metrics(self) -> dict[str, Any]:
+        """Return what is counted, as a JSON value."""
+        return self.metrics.render(len(self._clients))
 
     # life
 
     async def sweep(self) -> None:
-        """Close idle upstream connections, until cancelled."""
+        """Keep the times of all connections, until cancelled: one walk over them instead of a timer for each."""
+        limits = self.limits
+        times = (limits.head_s, limits.idle_s, limits.body_stall_s, limits.ping_s, limits.dead_s, limits.app_answer_s)
+        interval_s = min(_SWEEP_MOST_S, min(times) / 4)
         while True:
-            await asyncio.sleep(_SWEEP_S)
-            self._pool.sweep()
+            began = self.loop.time()
+            self.plane.slowest_s = 0.0
+            await asyncio.sleep(interval_s)
+            self.metrics.lag.observe(max(0.0, self.loop.time() - began - interval_s))
+            now = self.loop.time()
+            for one in [one for one in self._clients if one.deadline <= now]:
+                one.on_deadline()
+            self.pool.sweep()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let what is under way end by itself: requests with their answer, streams when they end; idle ones now."""
+        self.closing = True
+        self.pool.close()
+        for one in list(self._clients):
+            if one.is_idle:
+                one.close()
+        await self._wait_until_empty(timeout_s)
 
     async def close(self) -> None:
-        """End what is under way: idle connections and streams at once, requests in flight within ``drain_s``."""
+        """End what is under way: idle connections and streams at once, requests in flight within ``close_s``."""
         self.closing = True
         self.routes.end_streams(GOING_AWAY, "the gateway is restarting")
-        for task, client in self._clients.items():
-            if client is None or client.is_idle:
-                task.cancel()
-        if self._clients:
-            await asyncio.wait(list(self._clients), timeout=self.limits.drain_s)
-        for task in self._clients:
-            task.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
-        self._pool.close()
+        await self.drain(self.limits.close_s)
+        for one in list(self._clients):
+            one.close()
+        self.pool.close()
+
+    async def _wait_until_empty(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._clients:
+                    self._emptied.clear()
+                    await self._emptied.wait()
 
 
-def _tune(sock: socket.socket, limits: Limits) -> None:
-    """Send small things at once, and notice a client that is gone or takes nothing for ``dead_s`` (tcp(7))."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(limits.dead_s)))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.dead_s * 1000))
+def tune(listener: socket.socket, limits: Limits) -> None:
+    """Send small things at once, and notice a client that is gone or takes nothing for ``dead_s`` (tcp(7)).
+
+    On Linux what is accepted inherits all of it, which saves four calls for each connection.
+    """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(limits.dead_s)))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.dead_s * 1000))

@@ -1,178 +1,271 @@
 """A stream: an app's bytes as the binary messages of a WebSocket that the gateway itself speaks (RFC 6455).
 
 Towards the client a frame is as large as what the app had ready. Towards the app nothing is written that a filter has
-not let through.
+not let through. A stream that is idle has no task, no buffer and no timer of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from typing import Final
+import math
+from typing import TYPE_CHECKING, Final
 
 from portico.gateway import websocket as ws
-from portico.gateway.bridge import Buffers
-from portico.gateway.connection import READ_BYTES, Connection, PlainConnection
+from portico.gateway.end import READ_BYTES, End
 from portico.gateway.filters import Filter, Refused
-from portico.gateway.limits import Limits
+from portico.gateway.flow import LEAST_BYTES, adapt
+from portico.gateway.plane import HEADROOM_BYTES
+
+if TYPE_CHECKING:
+    from portico.gateway.server import Gateway
 
 CLOSE_S: Final = 0.4
 """What sending a close frame, and then waiting for the client's, may take: a cut has 1 s in all."""
-
-BROKEN: Final = 0
-"""Instead of a close code: the connection is not there to say anything on."""
 
 
 class Stream:
     """One stream, after the handshake.
 
     Args:
-        client: Where frames go and come from; closed at the end.
-        app: A connection to the app; closed at the end.
-        said: Bytes of the client that came right behind its handshake.
+        client: Where frames go and come from.
+        app: A connection to the app.
         viewer: What the client may say, and what is said in its place.
-        limits: Times.
-        buffers: For bulk.
-
+        kind: The protocol inside, for counting.
+        tags: What it lives by.
+        household: Whom its connection counts for.
     """
 
+    __slots__ = (
+        *("_app", "_client", "_control", "_filter", "_frames", "_gateway", "_goodbye", "_is_closing", "_portion"),
+        *("deadline", "household", "kind", "tags"),
+    )
+    is_stream = True
+    is_idle = False
+
     def __init__(
-        self, client: Connection, app: PlainConnection, said: bytes, viewer: Filter, limits: Limits, buffers: Buffers
+        self, gateway: Gateway, client: End, app: End, viewer: Filter, kind: str, tags: frozenset[str], household: str
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._client, self._app, self._said = client, app, said
-        self._filter, self._limits, self._buffers = viewer, limits, buffers
-        self._ended: asyncio.Future[tuple[int, str]] = self._loop.create_future()
-        self._sending = asyncio.Lock()  # a frame is never cut into by another
-        self._in_frame = False
-        self._client_closed = False
-        self._control: dict[int, bytes] = {}  # the latest ping and pong that wait: never more (5.5.3)
-        self._flushing: asyncio.Task[None] | None = None
+        self._gateway, self._client, self._app, self._filter = gateway, client, app, viewer
+        self.kind, self.tags, self.household = kind, tags, household
+        self._frames = ws.FrameReader()
+        self._portion = LEAST_BYTES
+        self._control: dict[int, bytes] | None = None  # the latest ping and pong that wait: never more (5.5.3)
+        self._goodbye = b""  # the close frame that waits
+        self._is_closing = False
+        self.deadline = gateway.plane.now + gateway.limits.ping_s
+        client.owner = app.owner = self
 
-    def end(self, code: int, reason: str) -> None:
-        """End it with a close code; :meth:`run` returns within a second."""
-        if not self._ended.done():
-            self._ended.set_result((code, reason))
+    def start(self, said: bytes) -> None:
+        """Begin with what the client has said right behind its handshake."""
+        self._gateway.metrics.open(self.kind)
+        self._gateway.routes.add(self)
+        self._app.readable = True
+        if said:
+            self._take(said)
+        if not self._is_closing and not self._client.closed:
+            self.on_readable(self._client)
+        if not self._is_closing and not self._app.closed:
+            self.on_readable(self._app)
 
-    async def run(self) -> None:
-        """Carry until either side ends."""
-        tasks = [asyncio.create_task(self._carry_in()), asyncio.create_task(self._carry_out())]
-        self._ticking = self._loop.call_later(self._limits.ping_s, self._tick)
-        code, reason = BROKEN, ""
+    # from either side
+
+    def on_readable(self, end: End) -> None:
+        """Carry what has come."""
         try:
-            await asyncio.wait([*tasks, self._ended], return_when=asyncio.FIRST_COMPLETED)
-            code, reason = self._ended.result() if self._ended.done() else _find_end(tasks)
-        finally:
-            self.end(code, reason)
-            self._ticking.cancel()
-            self._app.close()
-            for task in [*tasks, *([self._flushing] if self._flushing else [])]:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-            await self._say_goodbye(code, reason)
-            self._client.close()
+            if end is self._client:
+                self._carry_in()
+            else:
+                self._carry_out()
+        except OSError:
+            self._on_lost(end)
 
-    async def _carry_in(self) -> tuple[int, str]:
-        frames = ws.FrameReader()
-        data = self._said
-        while True:
-            for frame in frames.feed(data):
+    def on_writable(self, end: End) -> None:
+        """Go on with what waited for this end to take bytes."""
+        if end is self._app:
+            if self._client.readable:
+                self.on_readable(self._client)
+            return
+        try:
+            if self._control and not self._goodbye:
+                self._flush_control()
+            if self._goodbye and self._client.out is None:
+                goodbye, self._goodbye = self._goodbye, b""
+                self._client.send(goodbye)
+        except OSError:
+            self.close()
+            return
+        if not self._is_closing and self._app.readable and self._client.out is None:
+            self.on_readable(self._app)
+
+    def on_broken(self, end: End) -> None:
+        """End it."""
+        self._on_lost(end)
+
+    def _on_lost(self, end: End) -> None:
+        if end is self._app and not self._is_closing:
+            self.end(ws.NORMAL, "the app has ended")
+        else:
+            self.close()
+
+    # towards the app
+
+    def _carry_in(self) -> None:
+        client, app = self._client, self._app
+        while client.readable and (self._is_closing or app.out is None):
+            data = client.recv(READ_BYTES)
+            if data is None:
+                return
+            if not data:
+                self.close()
+                return
+            self._take(data)
+            if client.must_yield():
+                return
+
+    def _take(self, data: bytes) -> None:
+        try:
+            for frame in self._frames.feed(data):
+                if frame.kind == ws.CLOSE:
+                    self._on_close()
+                    return
+                if self._is_closing:
+                    continue
                 if frame.kind == ws.BINARY:
+                    self._gateway.metrics.in_bytes += len(frame.payload)
                     if allowed := self._filter.feed(frame.payload):
-                        await self._app.write(allowed)
+                        self._write(allowed)
                 elif frame.kind == ws.PING:
                     self._send_control(ws.PONG, frame.payload)
-                elif frame.kind == ws.CLOSE:
-                    self._client_closed = True
-                    return ws.NORMAL, ""
-            data = await self._client.read()
-            if not data:
-                return BROKEN, ""
+        except ws.ProtocolError as error:
+            self._fail(error.code, str(error))
+        except Refused as error:
+            self._gateway.count_refusal("viewer")
+            self._fail(ws.POLICY, str(error))
 
-    async def _carry_out(self) -> tuple[int, str]:
-        bulk = False
-        while True:
-            buffer = None
-            if bulk and isinstance(self._client, PlainConnection):
-                await self._app.wait_for_bytes()  # first, so that nobody waits with a buffer in hand
-                buffer = self._buffers.take()
-            if buffer is None:
-                data = await self._app.read()
-                self._filter.hear(data)
-                if size := len(data):
-                    await self._send_frame(ws.render_frame(ws.BINARY, data))
-            else:
-                try:
-                    with memoryview(buffer) as view:
-                        size = await self._app.read_into(view)
-                        self._filter.hear(view[:size])
-                        if size:
-                            await self._send_frame(ws.render_header(ws.BINARY, size), view[:size])
-                finally:
-                    self._buffers.give(buffer)
+    def _write(self, data: bytes) -> None:
+        try:
+            self._app.send(data)
+        except OSError:
+            self.end(ws.NORMAL, "the app has ended")
+
+    def _on_close(self) -> None:
+        """Answer the client's close frame, or take it as the answer to ours; either way it is over (7.1.1)."""
+        if self._is_closing and not self._goodbye:
+            self.close()
+            return
+        self.end(ws.NORMAL, "")
+        if not self._client.closed and self._client.out is None:
+            self._linger()
+
+    def _fail(self, code: int, reason: str) -> None:
+        if self._is_closing:  # it says nonsense instead of goodbye
+            self.close()
+        else:
+            self.end(code, reason)
+
+    # towards the client
+
+    def _carry_out(self) -> None:
+        client, app = self._client, self._app
+        buffer = self._gateway.plane.buffer
+        while app.readable and client.out is None and not self._is_closing:
+            size = app.recv_into(buffer[HEADROOM_BYTES : HEADROOM_BYTES + self._portion])
+            if size is None:
+                return
             if not size:
-                return ws.NORMAL, "the app has ended"
-            bulk = size >= READ_BYTES
-
-    async def _send_frame(self, data: bytes, payload: memoryview | None = None) -> None:
-        async with self._sending:
-            self._in_frame = True
-            await self._client.write(data, more=payload is not None)
-            if payload is not None:
-                await self._client.write(payload)
-            self._in_frame = False
-        if self._control:
-            await self._flush()
+                self.end(ws.NORMAL, "the app has ended")
+                return
+            try:
+                self._filter.hear(buffer[HEADROOM_BYTES : HEADROOM_BYTES + size])
+            except Refused as error:
+                self._gateway.count_refusal("viewer")
+                self.end(ws.POLICY, str(error))
+                return
+            header = ws.render_header(ws.BINARY, size)
+            begin = HEADROOM_BYTES - len(header)  # right before the payload: one frame, one call
+            buffer[begin:HEADROOM_BYTES] = header
+            try:
+                taken = client.send(buffer[begin : HEADROOM_BYTES + size])
+            except OSError:
+                self.close()
+                return
+            self._gateway.metrics.out_bytes += size
+            self._portion = adapt(self._portion, size, taken)
+            if app.must_yield():
+                return
 
     def _send_control(self, kind: int, payload: bytes) -> None:
-        self._control[kind] = ws.render_frame(kind, payload)
-        if not self._sending.locked() and (self._flushing is None or self._flushing.done()):
-            self._flushing = self._loop.create_task(self._flush())
-
-    async def _flush(self) -> None:
-        with contextlib.suppress(OSError):  # whoever reads learns of it too
-            async with self._sending:
-                while self._control:
-                    _, frame = self._control.popitem()
-                    self._in_frame = True
-                    await self._client.write(frame)
-                    self._in_frame = False
-
-    def _tick(self) -> None:
-        if self._ended.done():
-            return
-        silent_s = self._loop.time() - self._client.heard
-        if silent_s > self._limits.dead_s:
-            self.end(BROKEN, "")
-            return
-        if silent_s > self._limits.ping_s / 2:
-            self._send_control(ws.PING, b"")
-        self._ticking = self._loop.call_later(self._limits.ping_s, self._tick)
-
-    async def _say_goodbye(self, code: int, reason: str) -> None:
-        """Send a close frame and wait for the client's (7.1.1), unless a frame was cut off or nobody is there."""
-        if code == BROKEN or self._in_frame:
-            return
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(CLOSE_S):
-                await self._client.write(ws.render_close(code, reason))
-            if not self._client_closed:
-                async with asyncio.timeout(CLOSE_S):
-                    while await self._client.read():
-                        pass
-            self._client.shutdown_write()
-
-
-def _find_end(tasks: list[asyncio.Task[tuple[int, str]]]) -> tuple[int, str]:
-    """Return close code and reason of the task that has ended."""
-    for task in tasks:
-        if task.done():
+        self._control = (self._control or {}) | {kind: ws.render_frame(kind, payload)}
+        if self._client.out is None:
             try:
-                return task.result()
-            except ws.ProtocolError as error:
-                return error.code, str(error)
-            except Refused as error:
-                return ws.POLICY, str(error)
+                self._flush_control()
             except OSError:
-                continue
-    return BROKEN, ""
+                self.close()
+
+    def _flush_control(self) -> None:
+        while self._control and self._client.out is None:
+            _, frame = self._control.popitem()
+            self._client.send(frame)
+        if not self._control:
+            self._control = None
+
+    # its life
+
+    def on_deadline(self) -> None:
+        """Ping a client that is silent, and give up one that was silent for too long."""
+        plane, limits = self._gateway.plane, self._gateway.limits
+        if self._is_closing:
+            self.close()
+            return
+        silent_s = plane.now - self._client.heard
+        if silent_s > limits.dead_s:
+            self.close()
+            return
+        self.deadline = plane.now + limits.ping_s
+        if silent_s > limits.ping_s / 2:
+            self._send_control(ws.PING, b"")
+
+    def end(self, code: int, reason: str) -> None:
+        """End it with a close frame, in well below a second; a client that does not take it gets none."""
+        if self._is_closing or self._client.closed:
+            return
+        self._is_closing = True
+        self._app.close()
+        self._gateway.routes.remove(self)
+        self.deadline = math.inf
+        asyncio.get_running_loop().call_later(CLOSE_S, self._on_no_answer)
+        frame = ws.render_close(code, reason)
+        if self._client.out is not None:
+            self._goodbye = frame
+            return
+        try:
+            self._client.send(frame)
+        except OSError:
+            self.close()
+
+    def _on_no_answer(self) -> None:
+        """Close without the client's goodbye; once more so much time where ours has just got through."""
+        if not self._client.closed:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Let the client have what was sent: closing with bytes unread would send RST, which overtakes it."""
+        self._client.shutdown_write()
+        if not self._client.readable:
+            self.close()
+            return
+        try:
+            while self._client.readable and self._client.recv() and not self._client.must_yield():
+                pass
+        except OSError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Close at once."""
+        if not self._client.closed:
+            self._client.close()
+            self._app.close()
+            self._gateway.metrics.close(self.kind)
+            self._gateway.routes.remove(self)
+            self._gateway.forget(self)
