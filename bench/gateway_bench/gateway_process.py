@@ -33,7 +33,7 @@ def main() -> None:
         "listen-apps": socket.create_server(("127.0.0.1", config.apps_port), backlog=4096),
     }
     tls = process.make_tls(options.certificate, options.key) if options.certificate else None
-    asyncio.run(process.serve(config, listeners, tls))
+    process.run(config, listeners, tls)
 
 
 if __name__ == "__main__":

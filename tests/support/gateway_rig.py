@@ -19,8 +19,17 @@ from portico import wire
 from portico.errors import PorticoError
 from portico.gateway.limits import Limits
 from portico.gateway.listening import Listening
+from portico.gateway.plane import PlaneLoop
 from portico.gateway.routes import Routes
 from portico.gateway.server import Gateway
+
+class _Policy(asyncio.DefaultEventLoopPolicy):
+    """The gateway needs a loop of its own; it does for everything else too."""
+
+    _loop_factory = PlaneLoop
+
+
+asyncio.set_event_loop_policy(_Policy())
 
 Json = dict[str, Any]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -93,7 +93,8 @@ def _become(name: str) -> None:
     elif name.partition("-")[0] == "gateway":
         ready = descriptors.pop("ready", None)
         listeners = {name: _take_socket(descriptors, name) for name in descriptors}
-        asyncio.run(_run_gateway(config, listeners, ready))
+        with asyncio.Runner(loop_factory=PlaneLoop) as runner:
+            runner.run(_run_gateway(config, listeners, ready))
     else:
         sys.exit(f"There is no process {name!r}.")
 

@@ -27,7 +27,7 @@ logging.basicConfig(level=logging.INFO)
 config = load_config(None, run_dir=sys.argv[1], state_dir="/x", install_dir="/x", port=int(sys.argv[4]))
 listeners = {"listen-portal": socket.socket(fileno=int(sys.argv[2])), "listen-apps": socket.socket(fileno=int(sys.argv[3]))}
 tls = process.make_tls(sys.argv[5], sys.argv[6]) if len(sys.argv) > 5 else None
-asyncio.run(process.serve(config, listeners, tls))
+process.run(config, listeners, tls)
 """
 
 
@@ -150,8 +150,10 @@ def test_plain_http_and_noise_on_a_tls_port_disturb_nobody(certificate: tuple[st
     run_tls(certificate, body)
 
 
-def test_the_process_serves_and_ends_on_sigterm(tmp_path: Path) -> None:
-    """It starts before the portal does, ends streams with 1001, finishes a request, logs no secret, and leaves in time."""
+def test_the_process_drains_on_sigterm_and_ends_on_sigint(tmp_path: Path) -> None:
+    """It starts before the portal does; at SIGTERM it accepts nothing more, what is live goes on and what is idle ends;
+    at SIGINT it ends streams with 1001, finishes a request, and leaves in time. It logs no secret.
+    """
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -195,8 +197,16 @@ def test_the_process_serves_and_ends_on_sigterm(tmp_path: Path) -> None:
                 assert (await raw.answer()).status == 421
                 raw.send(b"GET /a?t=planted5 HTTP/1.1\r\nHost: HOST\r\n\r\n")
                 await until(lambda: portal.http_connections)
-                begin = time.monotonic()
+                idle = Raw(*await asyncio.open_connection("127.0.0.1", port), f"localhost:{port}")
                 process.send_signal(signal.SIGTERM)
+                assert await idle.rest() == b""
+                await idle.close()
+                with pytest.raises(ConnectionRefusedError):
+                    await asyncio.open_connection("127.0.0.1", port)
+                await ws.send(b"y")
+                assert await ws.recv() == b"y"
+                begin = time.monotonic()
+                process.send_signal(signal.SIGINT)
                 with pytest.raises(ConnectionClosed):
                     await asyncio.wait_for(ws.recv(), 2)
                 assert ws.close_code == 1001
