@@ -8,7 +8,6 @@ The portal's origin is on PORT, the apps' on PORT + 1. Limits are those that eve
 from __future__ import annotations
 
 import argparse
-import asyncio
 import socket
 
 from portico.config import load_config

@@ -23,6 +23,7 @@ from portico.gateway.plane import PlaneLoop
 from portico.gateway.routes import Routes
 from portico.gateway.server import Gateway
 
+
 class _Policy(asyncio.DefaultEventLoopPolicy):
     """The gateway needs a loop of its own; it does for everything else too."""
 

@@ -91,6 +91,8 @@ def _become(name: str) -> None:
 
         run_portal(config, {name: _take_socket(descriptors, name) for name in ("portal", "api", "routes")})
     elif name.partition("-")[0] == "gateway":
+        from portico.gateway.plane import PlaneLoop
+
         ready = descriptors.pop("ready", None)
         listeners = {name: _take_socket(descriptors, name) for name in descriptors}
         with asyncio.Runner(loop_factory=PlaneLoop) as runner:

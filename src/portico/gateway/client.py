@@ -123,9 +123,7 @@ class Client:
         self.deadline = self.never
         if self._exchange is not None:
             wants = self._exchange.wants_body
-            self._exchange.fail(
-                Refusal(408, "the body stopped coming") if wants else Refusal(504, "no answer in time")
-            )
+            self._exchange.fail(Refusal(408, "the body stopped coming") if wants else Refusal(504, "no answer in time"))
         elif self._buffer and self._task is None and not self._is_last:
             self._refuse(Refusal(408, "the header came too slowly"), None)
         else:
@@ -174,9 +172,6 @@ class Client:
                 if not self._buffer and self._ended:
                     self.close()
                     return
-                if self.gateway.closing and not self._buffer:
-                    self._finish()
-                    return
                 end = find_head_end(self._buffer, limits.head_bytes)
                 if not end:
                     if self._buffer and self._ended:
@@ -223,7 +218,13 @@ class Client:
             self._begin(request, self._wait_for_portal(request, headers))
         else:
             self._go(
-                *(request, upstream, headers, forward.make_portal_answer_headers, self.gateway.limits.portal_body_bytes),
+                *(
+                    request,
+                    upstream,
+                    headers,
+                    forward.make_portal_answer_headers,
+                    self.gateway.limits.portal_body_bytes,
+                ),
                 *(self.gateway.limits.portal_answer_s, frozenset(), lambda: self._go_to_portal(request, headers)),
             )
 

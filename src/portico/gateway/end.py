@@ -7,11 +7,12 @@ and it is enough, because nothing here reads by itself.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 from typing import Any, Final, Protocol
 
-from portico.gateway.plane import READ, WRITE, Plane
+from portico.gateway.plane import ENDING, READ, WRITE, Plane
 
 READ_BYTES: Final = 64 * 1024
 _RECORD_BYTES: Final = 16 * 1024  # a TLS record's (RFC 8446, 5.1): what OpenSSL may ask to be given again
@@ -35,11 +36,11 @@ class Owner(Protocol):
 class End:
     """A socket, owned from now on.
 
-    ``readable`` is true while a read may return something; ``out`` is what was not taken yet, or None; ``heard`` is when
-    the other end last gave a sign of life (the plane's time).
+    ``readable`` is true while a read may return something; ``out`` is what was not taken yet, or None; ``heard`` is
+    when the other end last gave a sign of life (the plane's time).
     """
 
-    __slots__ = ("_fd", "_plane", "_turn", "_waits", "closed", "heard", "out", "owner", "readable", "sock")
+    __slots__ = ("_ending", "_fd", "_plane", "_turn", "_waits", "closed", "heard", "out", "owner", "readable", "sock")
 
     def __init__(self, plane: Plane, sock: socket.socket, owner: Owner) -> None:
         sock.setblocking(False)
@@ -53,6 +54,7 @@ class End:
         self.heard = plane.now
         self._turn = 0  # bytes moved since others had theirs
         self._waits = False  # for the next turn
+        self._ending = False  # whether the end was seen to come, for which there is no event but the one that said so
         plane.attach(self._fd, self)
 
     # reading
@@ -69,7 +71,9 @@ class End:
             self.readable = False
             return None
         size = len(data)
-        if 0 < size < limit:  # all there was; what comes later is a new event (epoll(7), question 9)
+        if (
+            0 < size < limit and not self._ending
+        ):  # all there was; what comes later is a new event (epoll(7), question 9)
             self.readable = False
         self.heard = self._plane.now
         self._turn += size + _CALL_COST_BYTES
@@ -86,7 +90,7 @@ class End:
         except (BlockingIOError, InterruptedError):
             self.readable = False
             return None
-        if 0 < size < len(view):
+        if 0 < size < len(view) and not self._ending:
             self.readable = False
         self.heard = self._plane.now
         self._turn += size + _CALL_COST_BYTES
@@ -161,6 +165,8 @@ class End:
             return
         if mask & ~WRITE:
             self.readable = True
+            if mask & ENDING:
+                self._ending = True
             if not self._waits:
                 self._turn = 0
                 self.owner.on_readable(self)
@@ -196,7 +202,9 @@ class TlsEnd(End):
 
     __slots__ = ("shaken",)
 
-    def __init__(self, plane: Plane, sock: socket.socket, owner: Owner, context: ssl.SSLContext, **options: Any) -> None:
+    def __init__(
+        self, plane: Plane, sock: socket.socket, owner: Owner, context: ssl.SSLContext, **options: Any
+    ) -> None:
         sock.setblocking(False)
         options.setdefault("server_side", True)
         wrapped = context.wrap_socket(sock, do_handshake_on_connect=False, **options)
@@ -270,5 +278,5 @@ class TlsEnd(End):
                 return
             self.shaken = True
             self._plane.change(self._fd, READ | WRITE if self.out is not None else READ)
-            mask |= READ | WRITE  # what came with the handshake has no event of its own
+            mask |= select.EPOLLIN | WRITE  # what came with the handshake has no event of its own
         super().on_event(mask)

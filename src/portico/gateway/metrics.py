@@ -70,8 +70,8 @@ class Metrics:
         }
         counters |= {f'streams_total{{kind="{kind}"}}': count for kind, count in self.streams.items()}
         counters |= {f'refusals_total{{reason="{reason}"}}': count for reason, count in self.refusals.items()}
-        gauges: dict[str, float] = {"connections": connections}
-        gauges |= {f'streams{{kind="{kind}"}}': count for kind, count in self.live.items()}
+        gauges: dict[str, float] = {"connections_open": connections}
+        gauges |= {f'streams_open{{kind="{kind}"}}': count for kind, count in self.live.items()}
         return {
             "pid": os.getpid(),
             "started": self.started,

@@ -27,6 +27,7 @@ HEADROOM_BYTES: Final = 16
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 WRITE: Final = select.EPOLLOUT
+ENDING: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _EVENTS_AT_ONCE: Final = 512
 
 

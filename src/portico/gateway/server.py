@@ -26,6 +26,7 @@ from portico.gateway.websocket import GOING_AWAY
 
 log = logging.getLogger(__name__)
 
+NEXT_REQUEST_S: Final = 5.0
 _ACCEPTED_AT_ONCE: Final = 64
 _SWEEP_MOST_S: Final = 1.0
 _REFUSALS_PER_S: Final = 20.0
@@ -188,19 +189,24 @@ class Gateway:
             self.pool.sweep()
 
     async def drain(self, timeout_s: float) -> None:
-        """Let what is under way end by itself: requests with their answer, streams when they end; idle ones now."""
+        """Let what is under way end by itself: requests with their answer, streams when they end.
+
+        A connection without a request has ``NEXT_REQUEST_S`` for one: a front server's may be on its way already.
+        """
         self.closing = True
-        self.pool.close()
-        for one in list(self._clients):
+        for one in self._clients:
             if one.is_idle:
-                one.close()
+                one.deadline = min(one.deadline, self.plane.now + NEXT_REQUEST_S)
         await self._wait_until_empty(timeout_s)
 
     async def close(self) -> None:
         """End what is under way: idle connections and streams at once, requests in flight within ``close_s``."""
         self.closing = True
         self.routes.end_streams(GOING_AWAY, "the gateway is restarting")
-        await self.drain(self.limits.close_s)
+        for one in list(self._clients):
+            if one.is_idle:
+                one.close()
+        await self._wait_until_empty(self.limits.close_s)
         for one in list(self._clients):
             one.close()
         self.pool.close()

