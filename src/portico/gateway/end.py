@@ -71,9 +71,7 @@ class End:
             self.readable = False
             return None
         size = len(data)
-        if (
-            0 < size < limit and not self._ending
-        ):  # all there was; what comes later is a new event (epoll(7), question 9)
+        if 0 < size < limit and not self._ending:  # all there was (epoll(7), question 9)
             self.readable = False
         self.heard = self._plane.now
         self._turn += size + _CALL_COST_BYTES
