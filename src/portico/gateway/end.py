@@ -10,7 +10,8 @@ import contextlib
 import select
 import socket
 import ssl
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from portico.gateway.plane import ENDING, READ, WRITE, Plane
 
@@ -198,15 +199,21 @@ class End:
 class TlsEnd(End):
     """An end that speaks TLS, by OpenSSL on the socket itself. Its owner hears nothing before the handshake is done."""
 
-    __slots__ = ("shaken",)
+    __slots__ = ("_began", "_on_shaken", "shaken")
 
     def __init__(
-        self, plane: Plane, sock: socket.socket, owner: Owner, context: ssl.SSLContext, **options: Any
+        self,
+        plane: Plane,
+        sock: socket.socket,
+        owner: Owner,
+        context: ssl.SSLContext,
+        on_shaken: Callable[[float], None],
     ) -> None:
         sock.setblocking(False)
-        options.setdefault("server_side", True)
-        wrapped = context.wrap_socket(sock, do_handshake_on_connect=False, **options)
+        wrapped = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         self.shaken = False
+        self._on_shaken = on_shaken  # gets how long it took, in seconds
+        self._began = plane.now
         super().__init__(plane, wrapped, owner)
 
     def recv(self, limit: int = READ_BYTES) -> bytes | None:
@@ -275,6 +282,7 @@ class TlsEnd(End):
                 self.owner.on_broken(self)
                 return
             self.shaken = True
+            self._on_shaken(self._plane.now - self._began)
             self._plane.change(self._fd, READ | WRITE if self.out is not None else READ)
             mask |= select.EPOLLIN | WRITE  # what came with the handshake has no event of its own
         super().on_event(mask)

@@ -134,7 +134,10 @@ class Gateway:
             return
         client = Client(self, listening, address, household)
         try:
-            client.end = End(self.plane, sock, client) if tls is None else TlsEnd(self.plane, sock, client, tls)
+            if tls is None:
+                client.end = End(self.plane, sock, client)
+            else:
+                client.end = TlsEnd(self.plane, sock, client, tls, self.metrics.tls_handshake.observe)
         except (OSError, ValueError):  # it is gone already
             sock.close()
             return
