@@ -10,6 +10,8 @@ import secrets
 import socket
 import struct
 import tempfile
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,8 @@ import pytest
 from front import HOST, DistantPerson, find_program, make_pair, read_settings, running_front
 from pages_app import write_pages_app
 from person import TerminalClient
-from running import PASSWORD, RunningPortico, find_free_ports
+from running import PASSWORD, RunningPortico, find_free_ports, wait_until
+from websockets.exceptions import InvalidStatus
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -206,6 +209,42 @@ def test_an_app_is_whole_behind_it(front: Site, person: DistantPerson) -> None:
 def test_the_audit_log_has_the_persons_address(front: Site, person: DistantPerson) -> None:
     assert front.read_audit("sign-in:add")[0]["address"] == CLIENT
     assert person.http.get("/api/v1/sign-ins").json()[0]["address"] == CLIENT
+
+
+def test_the_gateways_log_has_the_persons_address(front: Site, person: DistantPerson) -> None:
+    log = front.portico.state_dir / "log/gateway-1.log"
+    before = log.read_text().count(f"refused {CLIENT}:")
+    with DistantPerson(front.url, CLIENT) as stranger, pytest.raises(InvalidStatus):
+        stranger.open_stream(f"/sessions/{'z' * 12}/stream")
+    wait_until(lambda: log.read_text().count(f"refused {CLIENT}:") > before, 10, "the refusal's line")
+    assert "refused 127.0.0.1:" not in log.read_text(), "a front server is never the one who is refused"
+
+
+def test_a_reload_behind_it_refuses_nobody(front: Site, person: DistantPerson) -> None:
+    ended = threading.Event()
+    seen: Counter[str] = Counter()
+
+    def knock() -> None:
+        with person.make_client(front.url) as browser:  # keeps its connection, as the front server keeps its own
+            while not ended.is_set():
+                for method, path in (("GET", "/api/v1/health"), ("POST", "/sign-out")):
+                    answer = browser.request(method, path)
+                    seen[f"{method} {answer.status_code}"] += 1
+
+    knockers = [threading.Thread(target=knock) for _ in range(3)]
+    for knocker in knockers:
+        knocker.start()
+    try:
+        wait_until(lambda: sum(seen.values()) > 20, 20, "the first answers")
+        for _ in range(2):
+            front.portico.cli("reload")
+        before = sum(seen.values())
+        wait_until(lambda: sum(seen.values()) > before + 20, 20, "answers afterwards")
+    finally:
+        ended.set()
+        for knocker in knockers:
+            knocker.join(30)
+    assert set(seen) == {"GET 200", "POST 401"}
 
 
 FORGED = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "http", "Forwarded": "for=203.0.113.9"}

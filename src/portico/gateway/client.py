@@ -342,10 +342,13 @@ class Client:
     def on_answered(self, keep: bool) -> None:
         """Go on after a whole answer."""
         self._exchange = self._request = None
-        if not keep or self.gateway.closing:
+        gateway = self.gateway
+        if not keep or gateway.ending:
             self._finish()
             return
-        self.deadline = self.gateway.plane.now + self.gateway.limits.idle_s
+        # An answer that promised to take another request may have begun before the gateway drained.
+        wait_s = gateway.limits.next_request_s if gateway.closing else gateway.limits.idle_s
+        self.deadline = gateway.plane.now + wait_s
         if self._buffer or self._ended:
             self._advance()
 

@@ -23,6 +23,7 @@ class Limits:
         ping_s: Between two pings of a stream.
         dead_s: A stream's client that was silent for so long is gone; a client that takes no byte for so long too.
         drain_s: What live streams get when a newer gateway has taken over.
+        next_request_s: What a connection without a request gets for one when the gateway drains.
         close_s: What requests in flight get at the end.
         streams_per_tag: Live streams that one tag of a kind may carry: ``session`` for ``session:…``.
         app_connections: To one session's app at once; a request beyond it is refused.
@@ -41,6 +42,7 @@ class Limits:
     ping_s: float = 25.0
     dead_s: float = 75.0
     drain_s: float = 12 * 3600.0
+    next_request_s: float = 5.0
     close_s: float = 3.0
     streams_per_tag: tuple[tuple[str, int], ...] = (("session", 256), ("user", 512))
     app_connections: int = 256

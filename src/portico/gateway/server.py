@@ -26,7 +26,6 @@ from portico.gateway.websocket import GOING_AWAY
 
 log = logging.getLogger(__name__)
 
-NEXT_REQUEST_S: Final = 5.0
 _ACCEPTED_AT_ONCE: Final = 64
 _SWEEP_MOST_S: Final = 1.0
 _REFUSALS_PER_S: Final = 20.0
@@ -94,7 +93,8 @@ class Gateway:
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
         self.pool = Pool(self.plane, portal_path, self.limits.app_connections)
-        self.closing = False
+        self.closing = False  # every answer is its connection's last
+        self.ending = False
         self._refusals = Refusals()
         self._by_household: Counter[str] = Counter()
         self._clients: set[Connected] = set()
@@ -194,17 +194,17 @@ class Gateway:
     async def drain(self, timeout_s: float) -> None:
         """Let what is under way end by itself: requests with their answer, streams when they end.
 
-        A connection without a request has ``NEXT_REQUEST_S`` for one: a front server's may be on its way already.
+        A connection without a request has ``next_request_s`` for one: a front server's may be on its way already.
         """
         self.closing = True
         for one in self._clients:
             if one.is_idle:
-                one.deadline = min(one.deadline, self.plane.now + NEXT_REQUEST_S)
+                one.deadline = min(one.deadline, self.plane.now + self.limits.next_request_s)
         await self._wait_until_empty(timeout_s)
 
     async def close(self) -> None:
         """End what is under way: idle connections and streams at once, requests in flight within ``close_s``."""
-        self.closing = True
+        self.closing = self.ending = True
         self.routes.end_streams(GOING_AWAY, "the gateway is restarting")
         for one in list(self._clients):
             if one.is_idle:

@@ -66,8 +66,6 @@ class Knocker:
             try:
                 with httpx.Client(trust_env=False, timeout=20) as client:
                     answer = client.get(self._url)
-            except (httpx.RemoteProtocolError, httpx.ReadError):
-                continue  # taken by the gateway that ends just now: browsers try again
             except httpx.HTTPError as error:
                 self.failures.append(repr(error))
             else:
