@@ -11,7 +11,7 @@ from typing import Final
 
 from portico.gateway.head import Framing, Refusal
 
-_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
+_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?\Z")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*\Z")
 _LINE_LIMIT_BYTES: Final = 4096
 _TRAILERS_LIMIT_BYTES: Final = 16 * 1024

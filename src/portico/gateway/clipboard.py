@@ -104,16 +104,18 @@ class Provided:
             return b""
         todo = data
         while True:
+            # No more than the size at first: what is behind it may be broken, and is nobody's if the text is too large.
+            most = _SIZE_BYTES - len(self._size) or _INFLATED_AT_ONCE
             try:
-                found = self._inflater.decompress(todo, _INFLATED_AT_ONCE)
+                found = self._inflater.decompress(todo, most)
             except zlib.error:
                 raise Malformed("a clipboard that can't be read") from None
             self._measure(found)
             if self.is_refused:
                 self._kept = b""
                 return b""
-            todo = self._inflater.unconsumed_tail
-            if not todo and len(found) < _INFLATED_AT_ONCE:
+            todo = self._inflater.unconsumed_tail  # stale at the end of the stream, where it would be read for ever
+            if self._inflater.eof or (not todo and len(found) < most):
                 break
         if self._inflater.unused_data:
             raise Malformed("a clipboard with something behind it")
@@ -127,15 +129,11 @@ class Provided:
 
     def _measure(self, found: bytes) -> None:
         if self._left < 0:
-            taken = _SIZE_BYTES - len(self._size)
-            self._size += found[:taken]
-            found = found[taken:]
-            if len(self._size) < _SIZE_BYTES:
-                return
-            (self._left,) = struct.unpack(">I", self._size)
-            if self._left > self._limit_bytes + 1:
-                self.is_refused = True
-                return
+            self._size += found
+            if len(self._size) == _SIZE_BYTES:
+                (self._left,) = struct.unpack(">I", self._size)
+                self.is_refused = self._left > self._limit_bytes + 1
+            return
         self._left -= len(found)
         if self._left < 0:
             raise Malformed("a clipboard that is longer than it says")

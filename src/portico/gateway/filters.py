@@ -202,7 +202,7 @@ class RfbFilter:
         if length >= 0:
             self._left = length
             limit = self._clipboard.in_bytes
-            self._is_passing = limit is None or length <= limit
+            self._is_passing = limit is None or 0 < limit >= length  # where none may go in, not even an empty one
             return message if self._is_passing else b""
         self._left = -length - 4
         self._is_passing = False

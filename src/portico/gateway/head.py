@@ -22,7 +22,6 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _FIELDS: Final = rb"(?:" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*\r\n"  # no NUL, no bare CR or LF, no obs-fold
 _REQUEST: Final = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.[01]\r\n" + _FIELDS)
 _RESPONSE: Final = re.compile(rb"HTTP/1\.[01] [1-5][0-9][0-9](?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r\n" + _FIELDS)
-_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _DOT_SEGMENT: Final = re.compile(rb"/(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}\Z")
 _KEY: Final = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==\Z")  # 16 bytes in base64 (RFC 6455, 4.1)
@@ -118,7 +117,7 @@ def find_head_end(buffer: bytes | bytearray, limit_bytes: int) -> int:
     head = buffer[:end] if end > 3 else buffer
     if end > limit_bytes or (end <= 3 and len(buffer) >= limit_bytes):
         raise Refusal(431, "header too large")
-    if _BARE_LF.search(head):
+    if head.count(b"\n") != head.count(b"\r\n"):
         raise Refusal(400, "bare line feed")
     return end if end > 3 else 0
 

@@ -36,8 +36,8 @@ class Stream:
     """
 
     __slots__ = (
-        *("_app", "_client", "_control", "_filter", "_frames", "_gateway", "_goodbye", "_is_closing", "_portion"),
-        *("deadline", "household", "kind", "tags"),
+        *("_app", "_client", "_control", "_filter", "_frames", "_gateway", "_goodbye", "_is_closing", "_is_leaving"),
+        *("_portion", "deadline", "household", "kind", "tags"),
     )
     is_stream = True
     is_idle = False
@@ -52,6 +52,7 @@ class Stream:
         self._control: dict[int, bytes] | None = None  # the latest ping and pong that wait: never more (5.5.3)
         self._goodbye = b""  # the close frame that waits
         self._is_closing = False
+        self._is_leaving = False  # the client has said goodbye, and the app has yet to take what was said before
         self.deadline = gateway.plane.now + gateway.limits.ping_s
         client.owner = app.owner = self
 
@@ -74,6 +75,8 @@ class Stream:
         try:
             if end is self._client:
                 self._carry_in()
+            elif self._is_leaving:
+                self._drop_out()
             else:
                 self._carry_out()
         except OSError:
@@ -82,7 +85,9 @@ class Stream:
     def on_writable(self, end: End) -> None:
         """Go on with what waited for this end to take bytes."""
         if end is self._app:
-            if self._client.readable:
+            if self._is_leaving:
+                self._app.shutdown_write()
+            elif self._client.readable:
                 self.on_readable(self._client)
             return
         try:
@@ -102,7 +107,9 @@ class Stream:
         self._on_lost(end)
 
     def _on_lost(self, end: End) -> None:
-        if end is self._app and not self._is_closing:
+        if end is self._app and self._is_leaving:
+            self._on_left()
+        elif end is self._app and not self._is_closing:
             self.end(ws.NORMAL, "the app has ended")
         else:
             self.close()
@@ -111,7 +118,7 @@ class Stream:
 
     def _carry_in(self) -> None:
         client, app = self._client, self._app
-        while client.readable and (self._is_closing or app.out is None):
+        while client.readable and (self._is_closing or app.out is None) and not self._is_leaving:
             data = client.recv(READ_BYTES)
             if data is None:
                 return
@@ -150,12 +157,32 @@ class Stream:
 
     def _on_close(self) -> None:
         """Answer the client's close frame, or take it as the answer to ours; either way it is over (7.1.1)."""
-        if self._is_closing and not self._goodbye:
-            self.close()
+        if self._is_closing:
+            if not self._goodbye:
+                self.close()
+            return
+        self._is_leaving = True
+        asyncio.get_running_loop().call_later(CLOSE_S, self._on_left)
+        if self._app.out is None:
+            self._app.shutdown_write()
+
+    def _on_left(self) -> None:
+        """Say goodbye to the client: the app has ended its side, or won't."""
+        if self._is_closing or self._client.closed:
             return
         self.end(ws.NORMAL, "")
         if not self._client.closed and self._client.out is None:
             self._linger()
+
+    def _drop_out(self) -> None:
+        """Take what the app still says, for nobody: an app that can't write may not read either."""
+        buffer = self._gateway.plane.buffer
+        while self._app.readable:
+            size = self._app.recv_into(buffer)
+            if size is None or self._app.must_yield():
+                return
+            if not size:
+                self._on_left()
 
     def _fail(self, code: int, reason: str) -> None:
         if self._is_closing:  # it says nonsense instead of goodbye

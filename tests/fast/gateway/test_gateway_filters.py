@@ -32,6 +32,7 @@ DROPPED = {
     "key": struct.pack(">BBxxI", 4, 1, 0x61),
     "pointer": struct.pack(">BBHH", 5, 1, 2, 3),
     "text": struct.pack(">B3xI", 6, 5) + b"hello",
+    "empty text": struct.pack(">B3xI", 6, 0),
     "extended text": struct.pack(">B3xiI", 6, -9, 1 << 28 | 1) + b"\x04\0\0\0\1",
     "size": struct.pack(">BxHHBx", 251, 1, 1, 2) + bytes(32),
     "xvp": bytes([250, 0, 1, 2]),
