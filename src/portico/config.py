@@ -1,13 +1,14 @@
 """Settings: read once, by ``cli``, from one TOML file and the command line, then handed on as values.
 
-Each setting's name, default and help stand in :class:`Config`'s fields; docs/configuration.md repeats them, and a
-test compares the two.
+Each setting's name, default and help stand in the fields of :class:`Config` and :class:`ClusterConfig`;
+docs/configuration.md repeats them, and a test compares the two.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +27,23 @@ USER_GROUP: Final = "portico-users"
 def setting(default: Any, help: str) -> Any:
     """Return a dataclass field with a default and a help sentence."""
     return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """A cluster besides ``local``: one table of the file. Its name is the table's."""
+
+    kind: str = setting("slurm", "Its batch system; slurm is the only one so far.")
+    title: str = setting("", "What people call it; by default its name.")
+    conf: str = setting("", "slurm.conf on Portico's machine; by default where Slurm's commands look for it.")
+    programs: str = setting("", "Folder with sbatch, squeue and the others; by default they are on the PATH.")
+    interval_s: float = setting(2.0, "Time between two questions about its queue, however many people look.")
+    operator: bool = setting(False, "Whether Portico's own account is an operator there, who may lengthen jobs.")
+    partition: str = setting("", "Partition of sessions where a form names none; by default the cluster's own.")
+    relay_host: str = setting("", "Name or address by which its nodes reach this machine; by default `host`.")
+    python: str = setting("/usr/bin/python3", "Python on its nodes, 3.9 or later, for the relay.")
+    apps_dir: str = setting("", "Folder with apps on its nodes (jupyter/bin/...); by default `install_dir`.")
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,9 @@ class Config:
     extend_hours: float = setting(4.0, "What one press of Extend adds.")
     max_extended_hours: float = setting(72.0, "Longest time of a session with its extensions.")
     keep_ended_days: float = setting(7.0, "Ended sessions are shown, and their folders kept, for this long.")
+    # other clusters
+    clusters: tuple[ClusterConfig, ...] = setting((), "Other clusters: one table [clusters.NAME] for each.")
+    relay_port: int = setting(0, "Port to which sessions on other clusters dial; by default the apps' port + 1.")
     # desktops
     clipboard: str = setting("both", "Which way a desktop's clipboard goes: both, in (to the desktop), out, or none.")
     clipboard_max_kb: int = setting(0, "Largest text of that clipboard, in thousands of bytes; by default any.")
@@ -126,6 +147,7 @@ CLIPBOARD_MOST_KB: Final = 20_000
 """What TigerVNC and noVNC take at all is about as much."""
 
 GATEWAYS_MAX: Final = 64
+CLUSTER_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 
 COMMAND_LINE_ONLY: Final = frozenset({"state_dir", "run_dir", "install_dir", "instance", "multi_user"})
 
@@ -147,6 +169,8 @@ def load_config(path: Path | None, **overrides: Any) -> Config:
     except (OSError, ValueError) as error:
         raise Invalid(f"The configuration {path} can't be read.", why=str(error)) from error
     known = {f.name: f for f in fields(Config) if f.name not in COMMAND_LINE_ONLY}
+    if "clusters" in values:
+        values["clusters"] = _parse_clusters(values["clusters"])
     for name, value in values.items():
         if name not in known:
             raise Invalid(
@@ -154,9 +178,47 @@ def load_config(path: Path | None, **overrides: Any) -> Config:
                 hint="docs/configuration.md lists them all.",
                 field=name,
             )
-        values[name] = _convert(name, value, known[name].default)
+        if name != "clusters":
+            values[name] = _convert(name, value, known[name].default)
     given = {name: value for name, value in overrides.items() if value is not None}
     return _fill_in(Config(**(values | given)))
+
+
+def _parse_clusters(tables: Any) -> tuple[ClusterConfig, ...]:
+    """Return the clusters of the tables ``[clusters.NAME]``.
+
+    Raises:
+        Invalid: They are none.
+    """
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise Invalid("The setting clusters is made of tables.", hint="For example [clusters.big]", field="clusters")
+    known = {f.name: f.default for f in fields(ClusterConfig) if f.metadata}
+    found = []
+    for name, table in tables.items():
+        if not CLUSTER_NAME.match(name) or name == "local":
+            raise Invalid(
+                f"A cluster can't have the name {name[:40]!r}.",
+                why="local is this machine's own." if name == "local" else "",
+                hint="Small letters, digits and dashes, beginning with a letter; 32 at most.",
+                field="clusters",
+            )
+        if unknown := sorted(table.keys() - known.keys()):
+            raise Invalid(
+                f"[clusters.{name}] has a setting that does not exist: {unknown[0]!r}.",
+                hint="docs/configuration.md lists them all.",
+                field=unknown[0],
+            )
+        values = {key: _convert(key, value, known[key]) for key, value in table.items()}
+        cluster = ClusterConfig(**values, name=name)
+        if cluster.kind != "slurm":
+            raise Invalid(f"[clusters.{name}] is of an unknown kind: {cluster.kind!r}.", hint="It is slurm.")
+        for key in ("conf", "programs", "python", "apps_dir"):
+            if (path := getattr(cluster, key)) and (not path.startswith("/") or not path.isprintable()):
+                raise Invalid(f"[clusters.{name}]: {key} must be an absolute path.", field=key)
+        if not cluster.interval_s:
+            raise Invalid(f"[clusters.{name}]: interval_s must be above 0.", field="interval_s")
+        found.append(replace(cluster, title=cluster.title or name))
+    return tuple(found)
 
 
 def _convert(name: str, value: Any, default: Any) -> Any:
@@ -184,6 +246,7 @@ def _fill_in(config: Config) -> Config:
     }
     wanted: dict[str, Any] = {name: value for name, value in base.items() if not getattr(config, name)}
     filled = replace(config, **wanted, apps_port=config.apps_port or config.port + 1, multi_user=multi_user)
+    filled = replace(filled, relay_port=config.relay_port or filled.apps_port + 1)
     if bool(filled.tls_certificate) != bool(filled.tls_key):
         raise Invalid("A certificate and its key go together: set both tls_certificate and tls_key, or neither.")
     if filled.clipboard not in CLIPBOARD_WAYS:
@@ -199,6 +262,8 @@ def _fill_in(config: Config) -> Config:
     )
     for proxy in filled.trusted_proxies:
         _check_network(proxy)
+    if filled.relay_port in (filled.port, filled.apps_port):
+        raise Invalid("relay_port must be a port of its own.", field="relay_port")
     if not filled.apps_domain and filled.apps_port == filled.port:
         raise Invalid("Apps need an origin of their own: apps_port must not be the portal's port.", field="apps_port")
     if filled.apps_url:

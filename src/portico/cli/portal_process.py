@@ -11,13 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from portico.accounts import ROOT, Accounts
-from portico.config import Config
+from portico.config import ClusterConfig, Config
 from portico.errors import NotFound
 from portico.model import Role
 from portico.portal import serve
+from portico.schedulers.clusters import LOCAL, Cluster
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity
+from portico.schedulers.slurm.scheduler import SlurmScheduler
 from portico.sessions import BrokerMachine, Catalog, Doors, Sessions
+from portico.sessions.commands import CommandRunner
 from portico.sessions.machine import find_catalog, read_capacity
 from portico.store import Store
 
@@ -44,10 +47,32 @@ def make_admin(accounts: Accounts, name: str) -> None:
         accounts.add_user(replace(ROOT, user_name="portico up"), name, Role.ADMIN)
 
 
+def make_cluster(settings: ClusterConfig, config: Config, runner: CommandRunner) -> Cluster:
+    """Return a cluster of the configuration, with its scheduler.
+
+    Raises:
+        Unavailable: Its spool's folder can't be used.
+    """
+    environment = [("SLURM_CONF", settings.conf)] if settings.conf else []
+    if settings.programs:
+        environment.append(("PATH", f"{settings.programs}:{os.defpath}"))
+    scheduler = SlurmScheduler(
+        Path(config.state_dir) / "clusters" / settings.name,
+        runner,
+        environment=tuple(environment),
+        interval_s=settings.interval_s,
+        operator=settings.operator,
+    )
+    return Cluster(settings.name, settings.title, settings.kind, scheduler)
+
+
 async def _run(config: Config, store: Store, listeners: Mapping[str, socket.socket]) -> None:
     machine = BrokerMachine(config.socket_paths["broker"])
     capacity = Capacity(*read_capacity(config.cores, config.memory_gb))
     scheduler = LocalScheduler(Path(config.state_dir) / "local", machine, capacity)
+    runner = CommandRunner(machine)
+    clusters = {LOCAL: Cluster(LOCAL, "This machine", LOCAL, scheduler)}
+    clusters |= {one.name: make_cluster(one, config, runner) for one in config.clusters}
     catalog = Catalog([find_catalog(), *(Path(folder) for folder in config.catalog_dirs)], Path(config.install_dir))
     accounts = Accounts(store, config, machine)
     sessions = Sessions(store, config, catalog, machine, scheduler, sys.executable)
@@ -57,5 +82,7 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     try:
         await serve(config, accounts, sessions, doors, listeners)
     finally:
+        for cluster in clusters.values():
+            await cluster.scheduler.close()
         machine.close()
         store.close()

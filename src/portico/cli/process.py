@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from portico.cli.supervisor import HOPELESS_STATUS
-from portico.config import Config
+from portico.config import ClusterConfig, Config
 from portico.errors import PorticoError
 
 FAILS_WITHIN_S: Final = 0.1
@@ -42,6 +42,7 @@ def read_settings() -> Config:
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(value)
+    values["clusters"] = tuple(ClusterConfig(**one) for one in values["clusters"])
     return Config(**values)
 
 

@@ -316,3 +316,6 @@ class Scheduler(Protocol):
 
     async def get_capacity(self) -> Capacity:
         """Return what there is, and what is held."""
+
+    async def close(self) -> None:
+        """Let go of what is being done; nothing is lost with it."""

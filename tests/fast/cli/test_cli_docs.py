@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from portico.cli.main import app
-from portico.config import Config
+from portico.config import ClusterConfig, Config
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,7 +24,8 @@ def _render_default(value: object) -> str:
 
 def test_every_setting_is_documented_with_its_default_and_help() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.*) \|$", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)
-    assert rows == [(f.name, _render_default(f.default), f.metadata["help"]) for f in dataclasses.fields(Config)]
+    settings = [f for kind in (Config, ClusterConfig) for f in dataclasses.fields(kind) if f.metadata]
+    assert rows == [(f.name, _render_default(f.default), f.metadata["help"]) for f in settings]
 
 
 def test_every_command_has_help_and_is_in_the_readme() -> None:

@@ -49,6 +49,15 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ("apps_url = 'http://localhost:8000'", "origin of their own"),
         ("apps_url = 'http://a.example.org'\napps_domain = 'b.example.org'", "not both"),
         ("trusted_proxies = '10.0.0.1'", "list of strings"),
+        ("clusters = 'big'", "made of tables"),
+        ("[clusters.local]", "local is this machine's own"),
+        ("[clusters.Big]", "can't have the name"),
+        ("[clusters.big]\npartitions = 'x'", "does not exist: 'partitions'"),
+        ("[clusters.big]\nkind = 'cron'", "unknown kind"),
+        ("[clusters.big]\nconf = 'slurm.conf'", "absolute path"),
+        ("[clusters.big]\ninterval_s = 0", "above 0"),
+        ("[clusters.big]\noperator = 'yes'", "must be a bool"),
+        ("relay_port = 8000", "a port of its own"),
         ("run_dir = '/elsewhere'", "does not exist"),
     ],
 )
@@ -89,3 +98,12 @@ def test_apps_never_share_the_portals_origin(tmp_path: Path, text: str, portal: 
 def test_a_long_run_folder_is_refused_because_sockets_have_short_names() -> None:
     with pytest.raises(Invalid, match="too long"):
         load_config(None, run_dir="/tmp/" + "x" * 80)
+
+
+def test_clusters_are_tables(tmp_path: Path) -> None:
+    config = load(tmp_path, "port = 9000\n[clusters.big]\ntitle = 'The big one'\n[clusters.small]\ninterval_s = 5")
+    assert [(one.name, one.title, one.kind, one.interval_s) for one in config.clusters] == [
+        ("big", "The big one", "slurm", 2.0),
+        ("small", "small", "slurm", 5.0),
+    ]
+    assert config.relay_port == 9002
