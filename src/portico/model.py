@@ -181,6 +181,9 @@ class Reason(enum.StrEnum):
 class Session:
     """A running app of a user, or one that ran.
 
+    ``placement`` is what was chosen of the cluster: of ``partition``, ``account`` and ``qos`` those that were.
+    ``node_name`` is where it runs, on a cluster that has several; ``position`` counts from 1, 0 is not known.
+
     ``ends`` is None until it has started. ``detail`` completes ``reason`` for people, e.g. the exit status.
     ``waiting_for`` says what a queued or starting session waits for.
     """
@@ -204,6 +207,10 @@ class Session:
     ready: datetime | None = None
     ends: datetime | None = None
     ended: datetime | None = None
+    placement: dict[str, str] = field(default_factory=dict)
+    node_name: str = ""
+    position: int = 0
+    expected_start: datetime | None = None
 
     @property
     def base_path(self) -> str:

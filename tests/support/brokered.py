@@ -28,6 +28,7 @@ from portico.model import Identity, Role, Session, SessionState, User, UserState
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity
 from portico.sessions import BrokerMachine, Catalog, Doors, Sessions
+from portico.sessions.local_place import LocalPlace
 from portico.sessions.machine import find_catalog
 from portico.store import Store
 
@@ -123,12 +124,11 @@ class Brokered:
             self.config,
             self.catalog,
             self.machine,
-            self.scheduler,
-            str(self.python),
+            [LocalPlace(self.config, self.machine, self.scheduler, str(self.python))],
             on_cut=self.cut.extend,
         )
         self.accounts = Accounts(self.store, self.config, self.machine)
-        self.doors = Doors(self.store, self.config, self.accounts, self.machine)
+        self.doors = Doors(self.store, self.config, self.accounts, self.sessions.connect)
         if keeper:
             self._keeper = asyncio.create_task(self.sessions.run())
 
@@ -194,7 +194,7 @@ class Brokered:
         """Add a pty app: its job is a script that calls ``listen PROGRAM`` to become ready."""
         folder = self.folder / "catalog" / app_id
         folder.mkdir(mode=0o755)
-        listen = 'listen() { "$PORTICO_PYTHON" -I -m portico.agent.terminal --socket "$PORTICO_SOCKET" -- "$@"; }\n'
+        listen = 'listen() { "$PORTICO_PYTHON" -I "$PORTICO_TERMINAL" --socket "$PORTICO_SOCKET" -- "$@"; }\n'
         (folder / "job.sh").write_text(f"#!/bin/sh\n{listen}{script}\n")
         text = {"ready": "[ready]\ntimeout_s = 30\n", **lines}
         (folder / "app.toml").write_text(

@@ -19,6 +19,7 @@ from portico.model import Identity, Role, Session, SessionState, UserState, Via
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity
 from portico.sessions import Catalog, Doors, Sessions
+from portico.sessions.local_place import LocalPlace
 from portico.store import Store
 
 APP = """
@@ -84,12 +85,11 @@ class Desk:
             self.config,
             self.catalog,
             self.machine,
-            self.scheduler,
-            "/usr/bin/python3",
+            [LocalPlace(self.config, self.machine, self.scheduler, "/usr/bin/python3", self.clock)],
             self.cut.extend,
             self.clock,
         )
-        self.doors = Doors(self.store, self.config, self.accounts, self.machine, self.clock)
+        self.doors = Doors(self.store, self.config, self.accounts, self.sessions.connect, self.clock)
 
     def add_user(self, name: str, role: Role = Role.USER) -> Identity:
         """Return an active user, signed in; the token is remembered in ``tokens``."""

@@ -2,7 +2,9 @@
 
 docs/protocol.md, "Terminal", is normative. Run inside the session's job as the user:
 
-    python -I -m portico.agent.terminal --socket PATH -- /bin/bash -l
+    python -I terminal.py --socket PATH -- /bin/bash -l
+
+It is one file that needs nothing else of Portico, and Python 3.9: it is copied into jobs on other machines.
 
 It answers only processes of its own uid. A client that does not keep up is disconnected and attaches again at the
 offset it had; the program in the terminal never waits for a client.
@@ -24,8 +26,6 @@ import termios
 import time
 from collections.abc import Sequence
 from typing import Final
-
-from portico import wire
 
 RING_BYTES: Final = 2 << 20
 BACKLOG_BYTES: Final = 4 << 20
@@ -167,7 +167,7 @@ class Terminal:
     def _accept(self, _events: int) -> None:
         with contextlib.suppress(OSError):
             sock, _ = self._listener.accept()
-            if wire.get_credentials(sock).uid != os.geteuid() or len(self._clients) >= CLIENT_LIMIT:
+            if _get_peer_uid(sock) != os.geteuid() or len(self._clients) >= CLIENT_LIMIT:
                 sock.close()
                 return
             sock.setblocking(False)
@@ -275,6 +275,13 @@ class Terminal:
             self._clients.discard(client)
             self._selector.unregister(client.sock)
             client.sock.close()
+
+
+def _get_peer_uid(sock: socket.socket) -> int:
+    """Return the uid at the other end, as the kernel says (SO_PEERCRED, unix(7))."""
+    credentials = struct.Struct("3i")
+    uid: int = credentials.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))[1]
+    return uid
 
 
 def main() -> int:

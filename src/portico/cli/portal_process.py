@@ -15,12 +15,13 @@ from portico.config import ClusterConfig, Config
 from portico.errors import NotFound
 from portico.model import Role
 from portico.portal import serve
-from portico.schedulers.clusters import LOCAL, Cluster
+from portico.schedulers.clusters import Cluster
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity
 from portico.schedulers.slurm.scheduler import SlurmScheduler
 from portico.sessions import BrokerMachine, Catalog, Doors, Sessions
 from portico.sessions.commands import CommandRunner
+from portico.sessions.local_place import LocalPlace
 from portico.sessions.machine import find_catalog, read_capacity
 from portico.store import Store
 
@@ -71,12 +72,13 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     capacity = Capacity(*read_capacity(config.cores, config.memory_gb))
     scheduler = LocalScheduler(Path(config.state_dir) / "local", machine, capacity)
     runner = CommandRunner(machine)
-    clusters = {LOCAL: Cluster(LOCAL, "This machine", LOCAL, scheduler)}
+    places = [LocalPlace(config, machine, scheduler, sys.executable)]
+    clusters = {place.cluster.name: place.cluster for place in places}
     clusters |= {one.name: make_cluster(one, config, runner) for one in config.clusters}
     catalog = Catalog([find_catalog(), *(Path(folder) for folder in config.catalog_dirs)], Path(config.install_dir))
     accounts = Accounts(store, config, machine)
-    sessions = Sessions(store, config, catalog, machine, scheduler, sys.executable)
-    doors = Doors(store, config, accounts, machine)
+    sessions = Sessions(store, config, catalog, machine, places)
+    doors = Doors(store, config, accounts, sessions.connect)
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:

@@ -25,6 +25,8 @@ LIST_COLUMNS = {
 }  # fmt: skip
 ONE_COLUMNS = LIST_COLUMNS | {
     "Title": "title",
+    "Cluster": "cluster",
+    "Node": "node_name",
     "Started": "started",
     "Ended": "ended",
     "Reason": "ended_because",
@@ -53,6 +55,10 @@ def start_session(
     memory_gb: Annotated[float | None, typer.Option("--memory-gb", help="Memory in GB.")] = None,
     hours: Annotated[float | None, typer.Option(help="Time limit in hours.")] = None,
     title: Annotated[str, typer.Option(help="A name for you to recognise it by.")] = "",
+    cluster: Annotated[str, typer.Option(help="Where; by default this machine.")] = "",
+    partition: Annotated[str, typer.Option(help="Partition of the cluster.")] = "",
+    account: Annotated[str, typer.Option(help="Account to charge there.")] = "",
+    qos: Annotated[str, typer.Option(help="Quality of service there.")] = "",
     set_: Annotated[list[str] | None, typer.Option("--set", help="A field of the app's form, NAME=VALUE.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is ready, showing what it waits for.")] = False,
     as_json: AsJson = False,
@@ -65,6 +71,8 @@ def start_session(
         "app_id": app_id,
         "values": values,
         "title": title,
+        "cluster": cluster,
+        "placement": {"partition": partition, "account": account, "qos": qos} if partition or account or qos else {},
         **{name: value for name, value in wanted.items() if value is not None},
     }
     made = client.ask("POST", "/sessions", body)

@@ -39,6 +39,8 @@ class SessionRequest(Shape):
     hours: float | None = None
     values: dict[str, str] = Field(default_factory=dict, max_length=64)
     title: str = Field("", max_length=100)
+    cluster: str = Field("", max_length=32)
+    placement: dict[str, str] = Field(default_factory=dict, max_length=8)
 
 
 class UserRequest(Shape):
@@ -84,6 +86,10 @@ def render_session(session: Session) -> dict[str, Any]:
         "app_id": session.app_id,
         "title": session.title,
         "cluster": session.cluster,
+        "placement": session.placement,
+        "node_name": session.node_name,
+        "position": session.position,
+        "expected_start": session.expected_start,
         "reach": session.reach,
         "cores": session.cores,
         "memory_bytes": session.memory_bytes,
@@ -128,8 +134,10 @@ def _render_sign_in(sign_in: SignIn, who: Identity) -> dict[str, Any]:
     }
 
 
-async def _render_app(request: Request, app: App) -> dict[str, Any]:
-    cores, memory_gb, hours = await get_context(request).sessions.get_limits(app)
+async def _render_app(request: Request, who: Identity, app: App, cluster: str = "") -> dict[str, Any]:
+    sessions = get_context(request).sessions
+    cores, memory_gb, hours = await sessions.get_limits(who, app, cluster)
+    choices = await sessions.find_choices(who, cluster)
 
     def render(limits: Any) -> dict[str, float]:
         return {"default": limits.default, "minimum": limits.minimum, "maximum": limits.maximum}
@@ -156,6 +164,10 @@ async def _render_app(request: Request, app: App) -> dict[str, Any]:
         "memory_gb": render(memory_gb),
         "hours": render(hours),
         "fields": fields,
+        "placements": [
+            {"partition": one.partition, "accounts": one.accounts, "qos": one.qos, "closed": one.closed}
+            for one in choices
+        ],
     }
 
 
@@ -183,13 +195,14 @@ async def list_apps(request: Request, who: Who) -> list[dict[str, Any]]:
     sessions = get_context(request).sessions
     diagnoses = may(who, Permission.APP_DIAGNOSE)
     apps = await in_thread(sessions.catalog.list_apps)
-    return [await _render_app(request, app) for app in apps if diagnoses or not app.missing]
+    return [await _render_app(request, who, app) for app in apps if diagnoses or not app.missing]
 
 
 @router.get("/apps/{app_id}")
-async def read_app(request: Request, who: Who, app_id: str) -> dict[str, Any]:
-    """Describe an app, with what its form offers here."""
-    return await _render_app(request, await in_thread(get_context(request).sessions.catalog.get, app_id))
+async def read_app(request: Request, who: Who, app_id: str, cluster: str = "") -> dict[str, Any]:
+    """Describe an app, with what its form offers on a cluster, the default one where none is named."""
+    app = await in_thread(get_context(request).sessions.catalog.get, app_id)
+    return await _render_app(request, who, app, cluster)
 
 
 @router.get("/catalog/errors")
@@ -231,6 +244,8 @@ async def start_session(request: Request, who: Who, body: SessionRequest) -> dic
         hours=body.hours,
         values=body.values,
         title=body.title,
+        cluster=body.cluster,
+        placement=body.placement,
     )
     return render_session(session)
 

@@ -22,7 +22,6 @@ from portico.config import Config
 from portico.errors import Forbidden, NotFound, NotSignedIn, PorticoError
 from portico.model import SESSION_ID, Identity, Reach, Session, SessionState, Share, UserState, Via, now
 from portico.sessions.changes import Changes
-from portico.sessions.machine import BrokerMachine
 from portico.sessions.rows import Rows
 from portico.store import Store, Transaction
 
@@ -59,6 +58,7 @@ class Doors:
     """What the gateway asks.
 
     Args:
+        connect_app: Returns a descriptor that is connected to a session's app.
         clock: Returns the time, aware, in UTC.
     """
 
@@ -67,13 +67,13 @@ class Doors:
         store: Store,
         config: Config,
         accounts: Accounts,
-        machine: BrokerMachine,
+        connect_app: Callable[[Session], Awaitable[int]],
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._rows = Rows(store, Changes())
         self._config = config
         self._accounts = accounts
-        self._machine = machine
+        self._connect_app = connect_app
         self._clock = clock
 
     async def route(self, request: Json) -> tuple[Json, list[int]]:
@@ -103,7 +103,7 @@ class Doors:
         _require_ready(session)
         if session.reach is not Reach.HTTP:  # each stream asks for itself
             raise NotFound("This app has no pages.")
-        return await self._machine.connect(session.user_name, session.id)
+        return await self._connect_app(session)
 
     # streams of desktops and terminals, on the portal's own origin
 
@@ -145,7 +145,7 @@ class Doors:
         Raises:
             PorticoError: It is not allowed any more, or the app does not answer.
         """
-        fd = await self._machine.connect(session.user_name, session.id)
+        fd = await self._connect_app(session)
         try:
             await allow()
         except BaseException:

@@ -244,3 +244,8 @@ def read_capacity(cores: float, memory_gb: float) -> tuple[float, int]:
 def find_catalog() -> Path:
     """Return the folder of the apps that come with Portico."""
     return Path(__file__).resolve().parent.parent / "catalog"
+
+
+def find_program(name: str) -> Path:
+    """Return the path of a file of Portico's that jobs run with nothing but the standard library."""
+    return Path(__file__).resolve().parent.parent / name

@@ -27,6 +27,7 @@ def render_record(session: Session) -> dict[str, Any]:
         "memory_bytes": session.memory_bytes,
         "hours": session.hours,
         "values": session.values,
+        "placement": session.placement,
         "created": session.created.isoformat(),
     }
 
@@ -50,13 +51,16 @@ def parse_record(record: Mapping[str, Any], session_id: str, user_name: str) -> 
         user_name=user_name,
         app_id=clean_text(str(record["app_id"]), 64),
         title=clean_text(str(record["title"]), TITLE_LIMIT),
-        cluster="local",
+        cluster=clean_text(str(record["cluster"]), 32),
         reach=Reach(record["reach"]),
         cores=cores,
         memory_bytes=memory_bytes,
         hours=hours,
         values={clean_text(str(k), 40): clean_text(str(v), 200) for k, v in dict(record["values"]).items()},
         created=created,
+        placement={
+            clean_text(str(k), 40): clean_text(str(v), 100) for k, v in dict(record.get("placement", {})).items()
+        },
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -30,15 +30,18 @@ from portico.model import (
     UserState,
     now,
 )
-from portico.schedulers.local import LocalScheduler
-from portico.schedulers.protocol import Capacity, JobRequest
-from portico.schedulers.queue import GB, refuse_impossible
+from portico.schedulers.clusters import LOCAL, Cluster
+from portico.schedulers.protocol import Capacity
+from portico.schedulers.queue import GB
 from portico.sessions.catalog import Catalog, check_value
 from portico.sessions.changes import Changes
+from portico.sessions.housekeeper import Housekeeper
 from portico.sessions.keeper import Keeper
 from portico.sessions.machine import BrokerMachine
+from portico.sessions.placement import Choice, choose
+from portico.sessions.places import Place
 from portico.sessions.reasons import WAIT_END, WAIT_TURN
-from portico.sessions.record import TITLE_LIMIT, render_record
+from portico.sessions.record import TITLE_LIMIT
 from portico.sessions.rows import Rows
 from portico.store import Store, Transaction
 
@@ -55,8 +58,8 @@ class Sessions:
     """All sessions of this portal.
 
     Args:
+        places: The clusters, the one that forms offer first at the beginning.
         on_cut: Called with tags of streams that must end (docs/protocol.md).
-        python: The interpreter that runs Portico's own programs inside a job.
     """
 
     def __init__(
@@ -65,8 +68,7 @@ class Sessions:
         config: Config,
         catalog: Catalog,
         machine: BrokerMachine,
-        scheduler: LocalScheduler,
-        python: str,
+        places: Sequence[Place],
         on_cut: Callable[[list[str]], None] = lambda tags: None,
         clock: Callable[[], datetime] = now,
     ) -> None:
@@ -75,26 +77,54 @@ class Sessions:
         self._rows = Rows(store, self.changes)
         self._config = config
         self._machine = machine
-        self._scheduler = scheduler
-        self._python = python
+        self._places = {place.cluster.name: place for place in places}
         self.on_cut = on_cut
         self._clock = clock
         self._starting: dict[str, asyncio.Lock] = {}
-        self._keeper = Keeper(
-            self._rows,
-            self.changes,
-            config,
-            catalog,
-            machine,
-            scheduler,
-            self._make_request,
-            lambda tags: self.on_cut(tags),
-            clock,
-        )
+        self._keepers = {
+            name: Keeper(self._rows, self.changes, catalog, machine, place, self._cut, clock)
+            for name, place in self._places.items()
+        }
+        self._housekeeper = Housekeeper(self._rows, self.changes, config, machine, self._cut, clock)
+
+    def _cut(self, tags: list[str]) -> None:
+        self.on_cut(tags)
 
     async def run(self) -> None:
         """Keep the store in agreement with what runs, until cancelled."""
-        await self._keeper.run()
+        runs = [self._housekeeper.run(), *(keeper.run() for keeper in self._keepers.values())]
+        tasks = [asyncio.create_task(run) for run in runs]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def clusters(self) -> list[Cluster]:
+        """Where sessions can run, the default first."""
+        return [place.cluster for place in self._places.values()]
+
+    def _find_place(self, name: str) -> Place:
+        place = self._places.get(name)
+        if place is None:
+            raise Unavailable(
+                f"The cluster {name[:40]!r} is not there any more.",
+                why="It is not in the configuration.",
+                hint="Ask who runs this portal.",
+            )
+        return place
+
+    async def connect(self, session: Session) -> int:
+        """Return a descriptor that is connected to a session's app; the caller owns it, and has looked who may.
+
+        Raises:
+            PorticoError: The app does not answer.
+        """
+        return await self._find_place(session.cluster).connect(session)
 
     # reading
 
@@ -146,17 +176,29 @@ class Sessions:
         return self._machine.agents
 
     async def get_capacity(self) -> Capacity:
-        """Return what the machine has and what is held."""
-        return await self._scheduler.get_capacity()
+        """Return what this machine has and what is held."""
+        return await self._find_place(LOCAL).cluster.scheduler.get_capacity()
 
-    async def get_limits(self, app: App) -> tuple[Range, Range, Range]:
-        """Return the cores, memory (GB) and hours that a form of this app offers here."""
-        capacity = await self._scheduler.get_capacity()
-        return (
-            _clip(app.cores, capacity.cores),
-            _clip(app.memory_gb, int(capacity.memory_bytes / GB * 10) / 10),
-            _clip(app.hours, self._config.max_hours),
-        )
+    async def get_limits(self, who: Identity, app: App, cluster: str = "") -> tuple[Range, Range, Range]:
+        """Return the cores, memory (GB) and hours that a form of this app offers, on the default cluster or another.
+
+        Raises:
+            Unavailable: The cluster does not answer.
+        """
+        return await self._choose_place(cluster).get_limits(who.user_name, app)
+
+    async def find_choices(self, who: Identity, cluster: str = "") -> list[Choice]:
+        """Return where on a cluster one may run sessions; empty where there is nothing to choose.
+
+        Raises:
+            Unavailable: The cluster does not answer.
+        """
+        return await self._choose_place(cluster).find_choices(who.user_name)
+
+    def _choose_place(self, name: str) -> Place:
+        if name and name not in self._places:
+            raise Invalid(f"There is no cluster {name[:40]!r}.", field="cluster")
+        return self._places[name] if name else next(iter(self._places.values()))
 
     # starting and ending
 
@@ -170,8 +212,10 @@ class Sessions:
         hours: float | None = None,
         values: dict[str, str] | None = None,
         title: str = "",
+        cluster: str = "",
+        placement: Mapping[str, str] | None = None,
     ) -> Session:
-        """Start an app; return its session, which is queued.
+        """Start an app; return its session, which is queued. ``placement`` has the parts of a Choice that were chosen.
 
         Raises:
             Invalid: A field is out of its limits; ``field`` names it.
@@ -183,9 +227,12 @@ class Sessions:
         if not who.user_id:
             raise Conflict("root on this machine is no user of the portal.", hint="Sign in as a user.")
         app = await asyncio.to_thread(self.catalog.get, app_id)
-        if app.missing:
+        place = self._choose_place(cluster)
+        if app.missing and place.cluster.name == LOCAL:
             raise Unavailable(f"{app.name} can't be started.", why=app.missing, hint=app.install_hint)
-        session = await self._make_session(who, app, cores, memory_gb, hours, values or {}, title)
+        session = await self._make_session(place, who, app, cores, memory_gb, hours, values or {}, title)
+        session = replace(session, placement=choose(await place.find_choices(who.user_name), placement or {}))
+        await place.check(session)
         async with self._starting.setdefault(who.user_name, asyncio.Lock()):  # two at once can't pass the limit
             if await self._rows.read(lambda tx: tx.count_live(who.user_name)) >= self._config.max_sessions_per_user:
                 raise TooMany(
@@ -194,18 +241,17 @@ class Sessions:
                 )
             await self._machine.make(who.user_name)
             try:
-                await self._submit(who, app, session)
+                await self._submit(place, who, app, session)
             except BaseException:
-                await self._keeper.forget_folder(session)
+                await self._housekeeper.forget_folder(session)
                 raise
         self.changes.tell(session.user_name)
-        self._keeper.wake()
+        self._keepers[session.cluster].wake()
         return session
 
-    async def _submit(self, who: Identity, app: App, session: Session) -> None:
-        record = {"session": session.id, "record": render_record(session), "files": {"job.sh": app.script}}
-        await self._machine.ask(who.user_name, "prepare", record)
-        request = await self._make_request(session)
+    async def _submit(self, place: Place, who: Identity, app: App, session: Session) -> None:
+        await place.prepare(session, app)
+        request = await place.make_request(session)
 
         def add(tx: Transaction) -> None:
             tx.add_session(session)
@@ -217,13 +263,14 @@ class Sessions:
 
         await self._rows.write(add)
         try:
-            await self._scheduler.submit(request)
+            await place.cluster.scheduler.submit(request)
         except BaseException:
             await self._rows.write(take_back)
             raise
 
     async def _make_session(
         self,
+        place: Place,
         who: Identity,
         app: App,
         cores: float | None,
@@ -232,8 +279,9 @@ class Sessions:
         values: dict[str, str],
         title: str,
     ) -> Session:
-        limits = await self.get_limits(app)
-        self._refuse_impossible(await self.get_capacity(), cores, memory_gb)
+        limits = await place.get_limits(who.user_name, app)
+        finite = [value if value is not None and 0 < value < 1e9 else 0.0 for value in (cores, memory_gb)]
+        await place.refuse_impossible(finite[0], int(finite[1] * GB))
         cores = _check_range("cores", "Cores", cores, limits[0])
         memory_gb = _check_range("memory_gb", "Memory (GB)", memory_gb, limits[1])
         hours = _check_range("hours", "Hours", hours, limits[2])
@@ -247,7 +295,7 @@ class Sessions:
             user_name=who.user_name,
             app_id=app.id,
             title=title.strip() or app.name,
-            cluster="local",
+            cluster=place.cluster.name,
             reach=app.reach,
             cores=cores,
             memory_bytes=int(memory_gb * GB),
@@ -255,35 +303,6 @@ class Sessions:
             values=checked,
             waiting_for=WAIT_TURN,
             created=self._clock(),
-        )
-
-    def _refuse_impossible(self, capacity: Capacity, cores: float | None, memory_gb: float | None) -> None:
-        finite = [value if value is not None and 0 < value < 1e9 else 0.0 for value in (cores, memory_gb)]
-        refuse_impossible(JobRequest("", "", finite[0], int(finite[1] * GB), 0, self._clock()), capacity)
-
-    async def _make_request(self, session: Session) -> JobRequest:
-        look = await self._machine.look(session.user_name, session.id)
-        folder, run = str(look["folder"]), str(look["run"])
-        env = {
-            "PORTICO_SESSION": session.id,
-            "PORTICO_SESSION_DIR": folder,
-            "PORTICO_SOCKET": f"{run}/app.sock",
-            "PORTICO_BASE_PATH": session.base_path,
-            "PORTICO_CORES": f"{session.cores:g}",
-            "PORTICO_MEMORY_BYTES": str(session.memory_bytes),
-            "PORTICO_PYTHON": self._python,
-            "PORTICO_APPS": self._config.install_dir,
-            **{f"PORTICO_FORM_{name.upper()}": value for name, value in session.values.items()},
-        }
-        return JobRequest(
-            key=session.id,
-            user_name=session.user_name,
-            cores=session.cores,
-            memory_bytes=session.memory_bytes,
-            time_limit_s=session.hours * 3600,
-            submitted=session.created,
-            argv=(f"{folder}/job.sh",),
-            env=tuple(env.items()),
         )
 
     async def stop(self, who: Identity, session_id: str) -> Session:
@@ -299,13 +318,14 @@ class Sessions:
             lambda s: replace(s, waiting_for=WAIT_END) if s.state is not SessionState.ENDED else None,
             lambda tx: tx.add_audit(who.user_name, Permission.SESSION_STOP, session_id, session.user_name, who.address),
         )
+        scheduler, keeper = self._find_place(session.cluster).cluster.scheduler, self._keepers[session.cluster]
         try:
-            await self._scheduler.cancel(session_id, reason)
+            await scheduler.cancel(session_id, reason)
         except NotFound:  # its spool was lost: then it is looked for now, and not at the keeper's next turn
-            await self._keeper.follow_lost(session)
+            await keeper.follow_lost(session)
             with contextlib.suppress(NotFound):
-                await self._scheduler.cancel(session_id, reason)
-        self._keeper.wake()
+                await scheduler.cancel(session_id, reason)
+        keeper.wake()
         return changed or session
 
     async def stop_all_of(self, who: Identity, user_name: str) -> None:
@@ -343,7 +363,7 @@ class Sessions:
                 f"It has all the time that it may have: {self._config.max_extended_hours:g} hours.",
                 hint="Save your work and start a new one when it ends.",
             )
-        await self._scheduler.extend(session_id, ends)
+        await self._find_place(session.cluster).cluster.scheduler.extend(session_id, ends)
         changed = await self._rows.update(
             session_id,
             lambda s: replace(s, ends=ends) if s.state is not SessionState.ENDED else None,
@@ -360,8 +380,9 @@ class Sessions:
         session = await self._get_own(who, session_id)
         if session.state is not SessionState.ENDED:
             raise Conflict("It still runs.", hint="Stop it first.")
-        await self._scheduler.forget(session_id)
-        await self._keeper.forget_folder(session)
+        if place := self._places.get(session.cluster):
+            await place.cluster.scheduler.forget(session_id)
+        await self._housekeeper.forget_folder(session)
 
         def delete(tx: Transaction) -> None:
             tx.delete_session(session_id)
@@ -444,12 +465,6 @@ class Sessions:
             if session.id == session_id:
                 return share, session
         raise NotFound("There is no such shared session.", hint="It may have ended, or been taken back.")
-
-
-def _clip(offered: Range, most: float) -> Range:
-    maximum = min(offered.maximum, most)
-    minimum = min(offered.minimum, maximum)
-    return Range(min(max(offered.default, minimum), maximum), minimum, maximum)
 
 
 def _check_range(field: str, label: str, value: float | None, limits: Range) -> float:

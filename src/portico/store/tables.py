@@ -120,6 +120,10 @@ sessions = Table(
     Column("ready", UtcTime),
     Column("ends", UtcTime),
     Column("ended", UtcTime),
+    Column("placement", JSON, nullable=False, server_default="{}"),
+    Column("node_name", String(100), nullable=False, server_default=""),
+    Column("position", Integer, nullable=False, server_default="0"),
+    Column("expected_start", UtcTime),
 )
 
 shares = Table(

@@ -23,6 +23,7 @@ from portico.portal.app import create_app, guard
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity, JobRequest
 from portico.sessions import BrokerMachine, Catalog, Doors, Sessions
+from portico.sessions.local_place import LocalPlace
 from portico.store import Store
 from portico.wire import Packet
 
@@ -126,8 +127,9 @@ class World:
         self.catalog = Catalog([folder / "catalog"], folder / "install")
         self.scheduler = LocalScheduler(folder / "state/local", self.machine, Capacity(10_000, 10**14))
         self.accounts = Accounts(self.store, self.config, self.machine)
-        self.sessions = Sessions(self.store, self.config, self.catalog, machine, self.scheduler, "/usr/bin/python3")
-        self.doors = Doors(self.store, self.config, self.accounts, machine)
+        place = LocalPlace(self.config, machine, self.scheduler, "/usr/bin/python3")
+        self.sessions = Sessions(self.store, self.config, self.catalog, machine, [place])
+        self.doors = Doors(self.store, self.config, self.accounts, self.sessions.connect)
         self.fastapi = create_app(self.accounts, self.sessions, self.doors, self.config)
         self.app = guard(self.fastapi, self.config)
         for name, role in (("root-of-all", Role.ADMIN), ("alice", Role.USER), ("bob", Role.USER), ("carol", Role.USER)):

@@ -292,7 +292,7 @@ def test_a_stop_that_was_said_and_not_done_is_done_after_the_restart(tmp_path: P
 def test_what_runs_outlives_what_knows_of_it(
     tmp_path: Path, lost: str, has_cells: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("portico.sessions.keeper.is_in_cell", lambda pid, key: True)
+    monkeypatch.setattr("portico.sessions.local_place.is_in_cell", lambda pid, key: True)
     monkeypatch.setattr("portico.sessions.keeper.SEARCH_S", 0.05)
 
     async def test() -> None:
@@ -502,7 +502,7 @@ def test_the_keeper_ends_when_it_is_told_though_there_is_news(tmp_path: Path) ->
         for _ in range(20):
             task = asyncio.create_task(desk.sessions.run())
             await asyncio.sleep(0.02)
-            desk.sessions._keeper.wake()
+            desk.sessions._keepers["local"].wake()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(task, 1)
@@ -512,7 +512,7 @@ def test_the_keeper_ends_when_it_is_told_though_there_is_news(tmp_path: Path) ->
 
 
 def test_streams_of_a_sign_in_that_ran_out_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("portico.sessions.keeper.CUT_S", 0.0)
+    monkeypatch.setattr("portico.sessions.housekeeper.CUT_S", 0.0)
 
     async def test() -> None:
         desk = Desk(tmp_path, sign_in_hours=12.0)

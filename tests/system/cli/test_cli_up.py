@@ -193,7 +193,7 @@ def test_sessions_survive_a_stop_and_a_kill(portico_factory: Callable[..., Runni
                 if (
                     path.name.isdigit()
                     and path.stat().st_uid == uid
-                    and b"portico.agent.terminal" in ((path / "cmdline").read_bytes())
+                    and b"terminal.py" in ((path / "cmdline").read_bytes())
                 ):
                     found.add(path.name)
         return found

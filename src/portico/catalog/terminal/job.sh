@@ -1,7 +1,7 @@
 #!/bin/sh
-# A login shell on a PTY, kept by portico.agent.terminal, which answers on $PORTICO_SOCKET (docs/protocol.md, Terminal).
+# A login shell on a PTY, kept by agent/terminal.py of Portico, which answers on $PORTICO_SOCKET (docs/protocol.md, Terminal).
 set -eu
 
 shell=${SHELL:-/bin/sh}
 [ -x "$shell" ] || shell=/bin/sh
-exec "$PORTICO_PYTHON" -I -m portico.agent.terminal --socket "$PORTICO_SOCKET" -- "$shell" -l
+exec "$PORTICO_PYTHON" -I "$PORTICO_TERMINAL" --socket "$PORTICO_SOCKET" -- "$shell" -l

@@ -8,12 +8,13 @@ from fastapi import Form, Request
 from fastapi.responses import HTMLResponse, Response
 
 from portico.accounts import Permission, may, require
-from portico.errors import Conflict, Invalid, NotFound, PorticoError
-from portico.model import FieldKind, Identity, Reach, Session, SessionState
+from portico.errors import Conflict, Invalid, NotFound, PorticoError, Unavailable
+from portico.model import FieldKind, Identity, Range, Reach, Session, SessionState
 from portico.portal.context import RowId, get_context, in_thread
 from portico.portal.guard import render_csp
 from portico.portal.pages.routers import Text, Who, find_safe_path, router, see
 from portico.portal.rendering import render
+from portico.sessions import LOCAL, PLACEMENT_FIELDS, Choice
 
 LIVE: Final = (SessionState.QUEUED, SessionState.STARTING, SessionState.READY)
 
@@ -51,9 +52,9 @@ _WITH_LOG: Final = frozenset({"failed", "never-ready", "not-started", "out-of-me
 
 
 @router.get("/apps/{app_id}")
-async def show_app(request: Request, who: Who, app_id: str) -> Response:
-    """Show an app's form."""
-    return await _show_form(request, who, app_id, None, {})
+async def show_app(request: Request, who: Who, app_id: str, cluster: str = "") -> Response:
+    """Show an app's form, for the default cluster or another."""
+    return await _show_form(request, who, app_id, None, {"cluster": cluster} if cluster else {})
 
 
 async def _show_form(
@@ -61,21 +62,31 @@ async def _show_form(
 ) -> Response:
     context = get_context(request)
     app = await in_thread(context.sessions.catalog.get, app_id)
-    cores, memory_gb, hours = await context.sessions.get_limits(app)
+    clusters = context.sessions.clusters
+    cluster = next((one for one in clusters if one.name == given.get("cluster")), clusters[0])
+    limits: tuple[Range, Range, Range] | None = None
+    choices: list[Choice] = []
+    try:
+        limits = await context.sessions.get_limits(who, app, cluster.name)
+        choices = await context.sessions.find_choices(who, cluster.name)
+    except Unavailable as trouble:
+        error = error or trouble
     return render(
         request,
         "app.html",
         who,
         app=app,
-        numbers=[
-            ("cores", "Cores", cores, "1"),
-            ("memory_gb", "Memory (GB)", memory_gb, "any"),
-            ("hours", "Hours", hours, "any"),
-        ],
+        numbers=[(*texts, range_) for texts, range_ in zip(_NUMBERS, limits, strict=True)] if limits else [],
         given=given,
         error=error,
-        capacity=await context.sessions.get_capacity(),
+        clusters=clusters,
+        cluster=cluster,
+        choices=choices,
+        capacity=await context.sessions.get_capacity() if cluster.name == LOCAL else None,
     )
+
+
+_NUMBERS: Final = (("cores", "Cores", "1"), ("memory_gb", "Memory (GB)", "any"), ("hours", "Hours", "any"))
 
 
 @router.post("/apps/{app_id}")
@@ -99,6 +110,8 @@ async def start_app(request: Request, who: Who, app_id: str) -> Response:
             hours=_parse_number(form, "hours", "Hours"),
             values=values,
             title=form.get("title", ""),
+            cluster=form.get("cluster", ""),
+            placement={name: form[name] for name in PLACEMENT_FIELDS if name in form},
         )
     except NotFound:
         raise
@@ -145,7 +158,8 @@ async def show_session(request: Request, who: Who, session_id: str) -> Response:
         own=own,
         log=log,
         shares=await context.sessions.list_shares(who, session_id) if own else [],
-        capacity=await context.sessions.get_capacity(),
+        capacity=await context.sessions.get_capacity() if session.cluster == LOCAL else None,
+        cluster=next((one.title for one in context.sessions.clusters if one.name == session.cluster), session.cluster),
         clipboard=context.config.clipboard_limits,
     )
     return _with_terminal(request, answer, session)
