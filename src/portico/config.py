@@ -126,7 +126,7 @@ class Config:
     def socket_paths(self) -> dict[str, str]:
         """Where the processes listen, by name. See docs/protocol.md."""
         run = Path(self.run_dir)
-        return {name: str(run / f"{name}.sock") for name in ("broker", "portal", "routes", "api")}
+        return {name: str(run / f"{name}.sock") for name in ("broker", "portal", "routes", "api", "relays")}
 
     @property
     def database_url(self) -> str:

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "floor": set(),
     "broker": set(),
     "agent": set(),
+    "relay": set(),
     "gateway": set(),
     "schedulers": set(),
     "store": set(),
@@ -27,7 +28,7 @@ MAY_IMPORT = {
 }
 """Package → the packages it may import, besides itself and the floor."""
 
-STANDARD_LIBRARY_ONLY = {"floor", "broker", "agent", "schedulers"}
+STANDARD_LIBRARY_ONLY = {"floor", "broker", "agent", "relay", "schedulers"}
 EXCEPTIONS = {
     # The broker forks agents from itself, already imported: a fork needs milliseconds, a new interpreter hundreds.
     ("broker", "agent"),

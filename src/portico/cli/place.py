@@ -197,6 +197,8 @@ def open_sockets(config: Config, account: Account) -> dict[str, socket.socket]:
     if not config.apps_domain:
         sockets["listen-apps"] = _listen_tcp(config.bind, config.apps_port, "apps_port")
         ports.append(config.apps_port)
+    if config.clusters:  # nodes dial in, wherever browsers do
+        sockets["listen-relays"] = _listen_tcp("", config.relay_port, "relay_port")
     if config.bind == "127.0.0.1":
         for port in ports:
             with contextlib.suppress(OSError):  # no IPv6 here, or somebody has it: then that is theirs to tell
@@ -207,6 +209,7 @@ def open_sockets(config: Config, account: Account) -> dict[str, socket.socket]:
     for name, kind, mode, owner in (
         ("broker", socket.SOCK_SEQPACKET, 0o600, account),
         ("routes", socket.SOCK_SEQPACKET, 0o600, account),
+        ("relays", socket.SOCK_SEQPACKET, 0o600, account),
         ("portal", socket.SOCK_STREAM, 0o600, account),
         ("api", socket.SOCK_STREAM, 0o666, account),
     ):

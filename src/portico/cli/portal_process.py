@@ -11,18 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from portico.accounts import ROOT, Accounts
+from portico.cli.relay_files import read_certificate, read_secret
 from portico.config import ClusterConfig, Config
 from portico.errors import NotFound
 from portico.model import Role
 from portico.portal import serve
-from portico.schedulers.clusters import Cluster
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity
 from portico.schedulers.slurm.scheduler import SlurmScheduler
-from portico.sessions import BrokerMachine, Catalog, Doors, Sessions
+from portico.sessions import BrokerMachine, Catalog, Doors, Relays, Sessions
+from portico.sessions.changes import Changes
 from portico.sessions.commands import CommandRunner
 from portico.sessions.local_place import LocalPlace
 from portico.sessions.machine import find_catalog, read_capacity
+from portico.sessions.places import Place
+from portico.sessions.remote_place import RemotePlace
+from portico.sessions.rows import Rows
 from portico.store import Store
 
 
@@ -48,8 +52,8 @@ def make_admin(accounts: Accounts, name: str) -> None:
         accounts.add_user(replace(ROOT, user_name="portico up"), name, Role.ADMIN)
 
 
-def make_cluster(settings: ClusterConfig, config: Config, runner: CommandRunner) -> Cluster:
-    """Return a cluster of the configuration, with its scheduler.
+def make_scheduler(settings: ClusterConfig, config: Config, runner: CommandRunner) -> SlurmScheduler:
+    """Return the scheduler of a cluster of the configuration.
 
     Raises:
         Unavailable: Its spool's folder can't be used.
@@ -57,24 +61,28 @@ def make_cluster(settings: ClusterConfig, config: Config, runner: CommandRunner)
     environment = [("SLURM_CONF", settings.conf)] if settings.conf else []
     if settings.programs:
         environment.append(("PATH", f"{settings.programs}:{os.defpath}"))
-    scheduler = SlurmScheduler(
+    return SlurmScheduler(
         Path(config.state_dir) / "clusters" / settings.name,
         runner,
         environment=tuple(environment),
         interval_s=settings.interval_s,
         operator=settings.operator,
     )
-    return Cluster(settings.name, settings.title, settings.kind, scheduler)
 
 
 async def _run(config: Config, store: Store, listeners: Mapping[str, socket.socket]) -> None:
     machine = BrokerMachine(config.socket_paths["broker"])
     capacity = Capacity(*read_capacity(config.cores, config.memory_gb))
     scheduler = LocalScheduler(Path(config.state_dir) / "local", machine, capacity)
-    runner = CommandRunner(machine)
-    places = [LocalPlace(config, machine, scheduler, sys.executable)]
-    clusters = {place.cluster.name: place.cluster for place in places}
-    clusters |= {one.name: make_cluster(one, config, runner) for one in config.clusters}
+    places: list[Place] = [LocalPlace(config, machine, scheduler, sys.executable)]
+    relays = None
+    if config.clusters:
+        rows, runner, certificate = Rows(store, Changes()), CommandRunner(machine), read_certificate(config)
+        relays = Relays(read_secret(config), lambda session_id: rows.read(lambda tx: tx.find_session(session_id)))
+        places += [
+            RemotePlace(one, config, machine, make_scheduler(one, config, runner), relays, certificate)
+            for one in config.clusters
+        ]
     catalog = Catalog([find_catalog(), *(Path(folder) for folder in config.catalog_dirs)], Path(config.install_dir))
     accounts = Accounts(store, config, machine)
     sessions = Sessions(store, config, catalog, machine, places)
@@ -82,9 +90,7 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:
-        await serve(config, accounts, sessions, doors, listeners)
+        await serve(config, accounts, sessions, doors, listeners, relays)
     finally:
-        for cluster in clusters.values():
-            await cluster.scheduler.close()
         machine.close()
         store.close()

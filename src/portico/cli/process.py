@@ -90,7 +90,15 @@ def _become(name: str) -> None:
     elif name == "portal":
         from portico.cli.portal_process import run_portal
 
-        run_portal(config, {name: _take_socket(descriptors, name) for name in ("portal", "api", "routes")})
+        run_portal(config, {name: _take_socket(descriptors, name) for name in ("portal", "api", "routes", "relays")})
+    elif name == "rendezvous":
+        from portico.cli.relay_files import make_context
+        from portico.gateway import rendezvous
+        from portico.gateway.plane import PlaneLoop
+
+        listener = _take_socket(descriptors, "listen-relays")
+        with asyncio.Runner(loop_factory=PlaneLoop) as runner:
+            runner.run(rendezvous.serve(config.socket_paths["relays"], listener, make_context(config)))
     elif name.partition("-")[0] == "gateway":
         from portico.gateway.plane import PlaneLoop
 

@@ -1,4 +1,4 @@
-"""What ``portico up`` runs: broker, portal and gateways, with the environment, descriptors and uid that each gets.
+"""What ``portico up`` runs, and the environment, descriptors and uid that each process gets.
 
 Pure: starts nothing. The supervisor does.
 """
@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from portico.cli.place import Account
@@ -18,11 +18,11 @@ from portico.cli.process import render_settings
 from portico.cli.supervisor import Program
 from portico.config import COMMAND_LINE_ONLY, Config
 
-STOP_ORDER: Final = ("gateway", "portal", "broker")
+STOP_ORDER: Final = ("gateway", "rendezvous", "portal", "broker")
 PASSED_ON: Final = ("LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONDEVMODE")
 """Variables of the one who starts Portico that its processes see; none of them reaches a user's session."""
 
-FIXED: Final = COMMAND_LINE_ONLY | {"bind", "port", "apps_port", "apps_domain"}
+FIXED: Final = COMMAND_LINE_ONLY | {"bind", "port", "apps_port", "apps_domain", "clusters", "relay_port"}
 """Settings that only a new start can change: sockets, folders and sessions' cells hang on them."""
 
 GATEWAY_ONLY: Final = frozenset({"tls_certificate", "tls_key", "gateways"})
@@ -41,10 +41,23 @@ def concerns_portal(wanted: Config, running: Config) -> bool:
     return bool(changed - GATEWAY_ONLY) or wanted.scheme != running.scheme
 
 
-def build_programs(
-    config: Config, account: Account, sockets: Mapping[str, socket.socket], admin: str
-) -> tuple[Program, Program, list[Program]]:
-    """Return the broker, the portal and the gateways.
+@dataclass(frozen=True)
+class Programs:
+    """What is to run; a rendezvous only where there are clusters whose sessions dial in."""
+
+    broker: Program
+    portal: Program
+    rendezvous: Program | None
+    gateways: list[Program]
+
+    @property
+    def all(self) -> list[Program]:
+        """All of them, in the order of their start."""
+        return [self.broker, self.portal, *([self.rendezvous] if self.rendezvous else []), *self.gateways]
+
+
+def build_programs(config: Config, account: Account, sockets: Mapping[str, socket.socket], admin: str) -> Programs:
+    """Return what is to run.
 
     Args:
         config: The settings, with the certificate where gateways can read it.
@@ -60,15 +73,20 @@ def build_programs(
         own_names = ("HOME", "USER", "LOGNAME", "SHELL", "XDG_RUNTIME_DIR")
         env |= {name: os.environ[name] for name in own_names if name in os.environ}
     fds = {name: sock.fileno() for name, sock in sockets.items()}
-    public = {name: fd for name, fd in fds.items() if name.startswith("listen-")}
+    public = {name: fd for name, fd in fds.items() if name in ("listen-portal", "listen-apps")}
     uid, gid = (account.uid, account.gid) if config.multi_user else (None, None)
     python = (sys.executable, "-s", "-P", "-m", "portico.cli.process")
     own = env | {"PORTICO_ADMIN": admin} | ({"HOME": config.state_dir} if config.multi_user else {})
-    internal = {name: fds[name] for name in ("portal", "api", "routes")}
+    internal = {name: fds[name] for name in ("portal", "api", "routes", "relays")}
     names = [f"gateway-{number}" for number in range(1, config.gateways + 1)]
     gateways = [
         Program(name, (*python, name), own, public, uid, gid, signal.SIGINT, has_siblings=len(names) > 1)
         for name in names
     ]
-    broker = Program("broker", (*python, "broker"), env, {"broker": fds["broker"]})
-    return broker, Program("portal", (*python, "portal"), own, internal, uid, gid), gateways
+    dialled = {"listen-relays": fds["listen-relays"]} if "listen-relays" in fds else {}
+    return Programs(
+        broker=Program("broker", (*python, "broker"), env, {"broker": fds["broker"]}),
+        portal=Program("portal", (*python, "portal"), own, internal, uid, gid),
+        rendezvous=Program("rendezvous", (*python, "rendezvous"), own, dialled, uid, gid) if dialled else None,
+        gateways=gateways,
+    )

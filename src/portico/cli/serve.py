@@ -23,7 +23,7 @@ import httpx
 
 from portico.cli import place, show
 from portico.cli.client import Client, Target
-from portico.cli.programs import STOP_ORDER, build_programs, concerns_portal, keep_fixed
+from portico.cli.programs import STOP_ORDER, Programs, build_programs, concerns_portal, keep_fixed
 from portico.cli.supervisor import Program, Supervisor, show_on_stderr
 from portico.config import Config
 from portico.errors import PorticoError, Unavailable
@@ -71,7 +71,7 @@ class Service:
             show.tell(f"Note: {sentence}")
         try:
             self._sockets = place.open_sockets(config, account)
-            broker, portal, gateways = self._build_programs(account)
+            programs = self._build_programs(account)
             supervisor = Supervisor(
                 Path(config.state_dir) / "log", 0o640 if config.multi_user else 0o600, show_on_stderr
             )
@@ -85,7 +85,7 @@ class Service:
             }
             supervisor.on_change = lambda: self._write_facts(lock, supervisor)
             supervisor.on_change()
-            async with self._signals_taken(), self._running(supervisor, [broker, portal, *gateways]):
+            async with self._signals_taken(), self._running(supervisor, programs.all):
                 if not await self._wait_until_ready(supervisor):
                     return self._ended.is_set()
                 self._facts["ready"] = True
@@ -137,7 +137,7 @@ class Service:
         finally:
             await supervisor.stop(STOP_ORDER)
 
-    def _build_programs(self, account: place.Account) -> tuple[Program, Program, list[Program]]:
+    def _build_programs(self, account: place.Account) -> Programs:
         config = self._config
         if config.tls_certificate:
             certificate, key = place.copy_tls_files(config, account)
@@ -175,17 +175,17 @@ class Service:
         wanted, kept = keep_fixed(self._read_config(), before)
         self._config = wanted
         try:
-            broker, portal, gateways = self._build_programs(account)
+            programs = self._build_programs(account)
             if concerns_portal(wanted, before):
-                await supervisor.change(broker)
-                await supervisor.change(portal)
+                await supervisor.change(programs.broker)
+                await supervisor.change(programs.portal)
                 await asyncio.to_thread(self._wait_for_portal)
-            await supervisor.replace("gateway", gateways)
+            await supervisor.replace("gateway", programs.gateways)
         except BaseException:
             self._config = before
             raise
         self._facts["url"] = wanted.portal_origin
-        show_on_stderr(f"Reloaded. Gateways: {', '.join(str(supervisor.pids[one.name]) for one in gateways)}.")
+        show_on_stderr(f"Reloaded. Gateways: {', '.join(str(supervisor.pids[one.name]) for one in programs.gateways)}.")
         if kept:
             show_on_stderr(f"Only a new start changes {', '.join(kept)}.")
         return kept

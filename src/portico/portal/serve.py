@@ -24,7 +24,7 @@ from portico.config import Config
 from portico.errors import NotFound, PorticoError
 from portico.portal.app import create_app, guard
 from portico.portal.feeds import Feeds
-from portico.sessions import Doors, Sessions
+from portico.sessions import Doors, Relays, Sessions
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +157,7 @@ async def serve(
     sessions: Sessions,
     doors: Doors,
     listeners: Mapping[str, socket.socket],
+    relays: Relays | None = None,
 ) -> None:
     """Serve until SIGTERM.
 
@@ -165,7 +166,8 @@ async def serve(
         accounts: Users.
         sessions: What they run; its keeper runs here.
         doors: What gateways ask.
-        listeners: ``portal``, ``api`` and ``routes``.
+        listeners: ``portal``, ``api``, ``routes`` and ``relays``.
+        relays: What the rendezvous asks, where there is one.
     """
     app: FastAPI = create_app(accounts, sessions, doors, config)
     feeds: Feeds = app.state.context.feeds
@@ -195,6 +197,8 @@ async def serve(
         asyncio.create_task(sessions.run()),
         asyncio.create_task(metrics.watch_lag()),
     ]
+    if relays is not None:
+        tasks.append(asyncio.create_task(_listen_to_rendezvous(listeners["relays"], relays)))
     try:
         # Neither the keeper nor the routes may be gone while pages still answer: then all ends, and is started anew.
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -205,6 +209,24 @@ async def serve(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         gateways.close()
+
+
+async def _listen_to_rendezvous(listener: socket.socket, relays: Relays) -> None:
+    """Take the rendezvous' connections, until cancelled."""
+    listener.setblocking(False)
+    loop = asyncio.get_running_loop()
+    channel: wire.Channel | None = None
+    try:
+        while True:
+            sock, _ = await loop.sock_accept(listener)
+            if not is_own(wire.get_credentials(sock).uid):
+                sock.close()
+                continue
+            channel = wire.Channel(sock, relays.handle, name="rendezvous")
+            relays.accept(channel)
+    finally:
+        if channel:
+            channel.close()
 
 
 class _Server(uvicorn.Server):

@@ -76,6 +76,8 @@ class JobOptions:
 class JobRequest:
     """What is asked for. ``key`` is the session's id: with it a job is found again, whatever else was lost.
 
+    ``batch`` for a job that is nobody's session, and has a key of the same form.
+
     The embedded scheduler runs ``argv`` with ``env``; a batch system runs ``script`` with ``env``. No secret is in
     any of them: batch systems keep them. 0 for cores, memory or time means that the script or the site decides.
     """
@@ -90,6 +92,7 @@ class JobRequest:
     env: tuple[tuple[str, str], ...] = ()
     script: bytes = b""
     options: JobOptions = JobOptions()
+    batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class JobStatus:
     node_names: tuple[str, ...] = ()
     position: int = 0  # in its queue, from 1; 0: not known
     expected_start: datetime | None = None
+    batch: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,6 @@ class Keeper:
 
     async def run(self) -> None:
         """Turn after turn, until cancelled."""
-        self._place.on_news = self.wake
         try:
             while True:
                 self._news.clear()
@@ -115,15 +114,16 @@ class Keeper:
         if status is None:
             self._tasks.begin(f"lost {session.id}", self.follow_lost(session))
         elif status.state is JobState.QUEUED:
-            if session.waiting_for not in (status.waiting_for, WAIT_END):
-                await self._rows.update(session.id, lambda s: _say(s, status.waiting_for))
+            if session.waiting_for != WAIT_END and _describe_queue(session) != _describe_queue(status):
+                await self._rows.update(session.id, lambda s: _take_queue(s, status))
         elif status.state is JobState.ENDED:
             await self.finish(session, status.reason or Reason.LOST, status.detail)
         else:
             if self._first and session.waiting_for == WAIT_END:  # Portico died between the word and the deed
                 await self._scheduler.cancel(session.id, Reason.STOPPED)
             found: Session | None = session
-            if session.state is SessionState.QUEUED or session.ends != status.deadline:
+            moved = session.ends != status.deadline or session.node_name != _find_node(status)
+            if session.state is SessionState.QUEUED or moved:
                 found = await self._rows.update(session.id, lambda s: _take_up(s, status))
             if found and found.state is SessionState.STARTING:
                 self._tasks.begin(session.id, self._probe(found))
@@ -244,10 +244,23 @@ def _say(session: Session, waiting_for: str) -> Session | None:
     return None if session.waiting_for == WAIT_END else replace(session, waiting_for=waiting_for)
 
 
+def _describe_queue(one: Session | JobStatus) -> tuple[str, int, datetime | None]:
+    return one.waiting_for, one.position, one.expected_start
+
+
+def _take_queue(session: Session, status: JobStatus) -> Session | None:
+    found = _say(session, status.waiting_for)
+    return found and replace(found, position=status.position, expected_start=status.expected_start)
+
+
+def _find_node(status: JobStatus) -> str:
+    return ", ".join(status.node_names)[:100]
+
+
 def _take_up(session: Session, status: JobStatus) -> Session | None:
     if session.state is SessionState.ENDED:
         return None
-    session = replace(session, ends=status.deadline)
+    session = replace(session, ends=status.deadline, node_name=_find_node(status), position=0, expected_start=None)
     if session.state is not SessionState.QUEUED:
         return session
     waiting_for = session.waiting_for if session.waiting_for == WAIT_END else WAIT_SOCKET

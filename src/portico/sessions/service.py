@@ -85,6 +85,8 @@ class Sessions:
             name: Keeper(self._rows, self.changes, catalog, machine, place, self._cut, clock)
             for name, place in self._places.items()
         }
+        for place in self._places.values():
+            place.on_news = self._keepers[place.cluster.name].wake
         self._housekeeper = Housekeeper(self._rows, self.changes, config, machine, self._cut, clock)
 
     def _cut(self, tags: list[str]) -> None:

@@ -181,7 +181,7 @@ def test_what_only_a_start_changes_is_kept_and_told() -> None:
     wanted = load_config(None, port=9000, max_hours=2.0, gateways=3)
     config, kept = keep_fixed(wanted, running)
     assert (config.port, config.apps_port, config.max_hours, config.gateways) == (8000, 8001, 2.0, 3)
-    assert kept == ["apps_port", "port"]
+    assert kept == ["apps_port", "port", "relay_port"]
     assert concerns_portal(config, running)
     assert not concerns_portal(load_config(None, gateways=3), running)
     tls = load_config(None, tls_certificate="c", tls_key="k")

@@ -83,6 +83,7 @@ class Entry:
             self.node_names,
             self.position if waits else 0,
             self.expected_start if waits else None,
+            self.request.batch,
         )
 
 

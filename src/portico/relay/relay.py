@@ -1,0 +1,353 @@
+"""The relay: runs a session's app inside a job on another machine, and carries its streams out to Portico.
+
+One file that needs nothing else of Portico, and Python 3.9. It listens on nothing: it dials out over TLS, with
+Portico's certificate pinned, and makes one more outgoing connection for each stream. docs/protocol.md, "Relay", is
+normative.
+
+    PORTICO_SESSION=… PORTICO_SESSION_DIR=… python3 -I relay.py
+
+It is two processes: the first one starts the app, and starts the second one again whenever that ends; the second one
+carries. When the app ends, all of it does, with the app's exit status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import ssl
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+CONNECT_S = 10.0
+APP_S = 2.0
+SILENCE_S = 60.0
+"""Portico pings every 20 s; without one for so long the connection is given up, and dialled anew."""
+REDIAL_FIRST_S = 0.2
+REDIAL_LAST_S = 5.0
+RESTART_S = 0.2
+LINE_BYTES = 4096
+CHUNK_BYTES = 64 * 1024
+PATH_BYTES = 107
+"""What sun_path holds (unix(7)), less its final NUL."""
+
+Json = dict[str, Any]
+
+
+def say(text: str) -> None:
+    """Write a line to the session's log."""
+    print(f"portico: {text}", file=sys.stderr, flush=True)
+
+
+def read_settings(folder: str) -> Json:
+    """Return relay.json, which holds the session's secret.
+
+    Raises:
+        OSError, ValueError: It can't be read, is another user's, or may be read by others.
+    """
+    with open(os.path.join(folder, "relay.json"), "rb") as file:
+        found = os.fstat(file.fileno())
+        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise ValueError("relay.json is not this user's alone")
+        value = json.loads(file.read(64 * 1024))
+    if not isinstance(value, dict):
+        raise ValueError("relay.json is no object")
+    return value
+
+
+# the first process: the app, and whoever carries
+
+
+class Job:
+    """The app and the process that carries its streams.
+
+    Args:
+        folder: The session's.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._run = make_run_folder()
+        self._env = {**os.environ, "PORTICO_SOCKET": os.path.join(self._run, "app.sock")}
+        runtime = self._env.get("XDG_RUNTIME_DIR", "")
+        if not os.access(runtime, os.W_OK):
+            self._env["XDG_RUNTIME_DIR"] = self._run
+        self._app: subprocess.Popen[bytes] | None = None
+        self._carrier: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """Run the app to its end; return its exit status (128 + n for signal n)."""
+        signal.signal(signal.SIGTERM, self._on_term)
+        try:
+            self._app = subprocess.Popen(
+                [os.path.join(self._folder, "job.sh")],
+                stdin=subprocess.DEVNULL,
+                env=self._env,
+                cwd=os.environ.get("HOME", "/"),
+                start_new_session=True,
+            )
+            self._start_carrier()
+            status = self._wait()
+        finally:
+            self._end()
+        return status if status >= 0 else 128 - status
+
+    def _start_carrier(self) -> None:
+        # Its standard input is a pipe of ours: it ends when we do, however that happens.
+        self._carrier = subprocess.Popen(
+            [sys.executable, "-I", os.path.abspath(__file__), "carry"], stdin=subprocess.PIPE, env=self._env
+        )
+
+    def _wait(self) -> int:
+        assert self._app is not None and self._carrier is not None
+        while True:
+            pid, status = os.wait()
+            if pid == self._app.pid:
+                self._app.returncode = os.waitstatus_to_exitcode(status)
+                return self._app.returncode
+            if pid == self._carrier.pid:
+                self._carrier.returncode = os.waitstatus_to_exitcode(status)
+                if self._carrier.stdin:
+                    self._carrier.stdin.close()
+                time.sleep(RESTART_S)
+                self._start_carrier()
+
+    def _on_term(self, number: int, frame: object) -> None:
+        if self._app is not None:
+            with contextlib.suppress(OSError):
+                os.killpg(self._app.pid, signal.SIGTERM)
+
+    def _end(self) -> None:
+        if self._app is not None:
+            with contextlib.suppress(OSError):  # what the app has left behind
+                os.killpg(self._app.pid, signal.SIGTERM)
+        if self._carrier is not None:
+            if self._carrier.stdin:
+                self._carrier.stdin.close()
+            self._carrier.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._carrier.wait(2)
+        shutil.rmtree(self._run, ignore_errors=True)
+
+
+def make_run_folder() -> str:
+    """Return a new folder, 0700 and on this machine, short enough for a socket's path."""
+    bases = [os.environ.get("XDG_RUNTIME_DIR", ""), os.environ.get("TMPDIR", ""), "/tmp"]  # noqa: S108 - mkdtemp makes a folder of its own there
+    for base in bases:
+        if base and len(base) < PATH_BYTES - 40 and os.access(base, os.W_OK | os.X_OK):
+            return tempfile.mkdtemp(prefix="portico-", dir=base)
+    raise OSError("there is no folder for the app's socket")
+
+
+# the second process: the streams
+
+
+class Carrier:
+    """Answers Portico on one connection, and carries each stream on one of its own.
+
+    Args:
+        session: The session's id.
+        settings: What relay.json holds.
+        app_path: The app's socket.
+    """
+
+    def __init__(self, session: str, settings: Json, app_path: str) -> None:
+        self._session, self._app_path = session, app_path
+        self._token: str = settings["token"]
+        self._hosts: list[tuple[str, int]] = [(str(host), int(port)) for host, port in settings["hosts"]]
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._tls.check_hostname = False  # the certificate itself is what is trusted, and nothing else
+        self._tls.verify_mode = ssl.CERT_REQUIRED
+        self._tls.load_verify_locations(cadata=settings["certificate"])
+        self._host = self._hosts[0]
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_welcome = False
+
+    async def run(self) -> None:
+        """Stay connected, until cancelled."""
+        wait_s, said = REDIAL_FIRST_S, ""
+        while True:
+            for host in self._hosts:
+                self._host = host
+                self._is_welcome = False
+                try:
+                    await self._serve()
+                    why = "Portico has closed the connection"
+                except (TimeoutError, OSError, ValueError, asyncio.IncompleteReadError) as error:
+                    why = str(error) or type(error).__name__
+                if self._is_welcome:
+                    wait_s, said = REDIAL_FIRST_S, ""
+                if why != said:
+                    said = why
+                    say(f"not connected to {self._host[0]}:{self._host[1]}: {why}")
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(wait_s * 2, REDIAL_LAST_S)
+
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.wait_for(
+            asyncio.open_connection(*self._host, ssl=self._tls, limit=CHUNK_BYTES), CONNECT_S
+        )
+        sock = writer.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return reader, writer
+
+    async def _serve(self) -> None:
+        reader, writer = await self._dial()
+        try:
+            node = socket.gethostname()
+            writer.write(render({"hello": 1, "session": self._session, "token": self._token, "node": node}))
+            while line := await asyncio.wait_for(reader.readline(), SILENCE_S):
+                if len(line) > LINE_BYTES or not line.endswith(b"\n"):
+                    raise ValueError("Portico speaks another language")
+                message = json.loads(line)
+                if "refused" in message:
+                    raise ValueError(str(message["refused"])[:200])
+                self._take(message, writer)
+        finally:
+            writer.close()
+
+    def _take(self, message: Json, writer: asyncio.StreamWriter) -> None:
+        if "ok" in message:
+            self._is_welcome = True
+            say("connected")
+        elif "ping" in message:
+            writer.write(render({"pong": message["ping"]}))
+        elif "open" in message:
+            self._begin(self._open(str(message["open"]), writer))
+        elif "probe" in message:
+            self._begin(self._probe(message, writer))
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect_app(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the app.
+
+        Raises:
+            OSError: It does not listen, or the one who does is another user.
+        """
+        reader, writer = await asyncio.wait_for(asyncio.open_unix_connection(self._app_path, limit=CHUNK_BYTES), APP_S)
+        credentials = struct.Struct("3i")
+        sock = writer.get_extra_info("socket")
+        peer = credentials.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
+        if peer[1] != os.geteuid():
+            writer.close()
+            raise PermissionError("the app's socket is not the user's own")
+        return reader, writer
+
+    async def _open(self, nonce: str, control: asyncio.StreamWriter) -> None:
+        """Carry one stream to its end."""
+        try:
+            app = await self._connect_app()
+        except (TimeoutError, OSError) as error:
+            control.write(render({"failed": nonce, "why": describe(error)}))
+            return
+        try:
+            portico = await self._dial()
+        except (TimeoutError, OSError) as error:
+            app[1].close()
+            control.write(render({"failed": nonce, "why": describe(error)}))
+            return
+        portico[1].write(render({"stream": nonce}))
+        pumps = [
+            asyncio.ensure_future(pump(app[0], portico[1])),
+            asyncio.ensure_future(pump(portico[0], app[1])),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)  # TLS can't be closed halfway
+        finally:
+            for one in pumps:
+                one.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            for writer in (portico[1], app[1]):
+                writer.close()
+
+    async def _probe(self, message: Json, control: asyncio.StreamWriter) -> None:
+        ready, waiting_for = False, "the app to open its socket"
+        try:
+            ready, waiting_for = await asyncio.wait_for(
+                self._ask_app(str(message.get("reach")), str(message.get("path"))), APP_S
+            )
+        except FileNotFoundError:
+            pass
+        except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
+            waiting_for = f"the app to answer ({describe(error)})"
+        control.write(render({"probed": message["probe"], "ready": ready, "waiting_for": waiting_for}))
+
+    async def _ask_app(self, reach: str, path: str) -> tuple[bool, str]:
+        reader, writer = await self._connect_app()
+        try:
+            if reach == "pty":
+                return True, ""
+            if reach == "rfb":
+                return (await reader.readexactly(4)) == b"RFB ", "the desktop to greet"
+            if any(character in path for character in "\r\n "):
+                return False, "a path that can be asked for"
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            status = await reader.readexactly(12)
+            ready = status.startswith(b"HTTP/1.") and status[9:12].isdigit() and int(status[9:12]) < 400
+            return ready, f"the app's pages (now {status.decode('latin-1')!r})"
+        finally:
+            writer.close()
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Carry bytes one way, no faster than they are taken."""
+    with contextlib.suppress(OSError):
+        while data := await reader.read(CHUNK_BYTES):
+            writer.write(data)
+            await writer.drain()
+
+
+def render(message: Json) -> bytes:
+    """Return one line."""
+    return json.dumps(message).encode() + b"\n"
+
+
+def describe(error: BaseException) -> str:
+    """Return what went wrong, for people."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]
+
+
+async def carry(folder: str) -> None:
+    """Carry until our parent ends."""
+    carrier = Carrier(os.environ["PORTICO_SESSION"], read_settings(folder), os.environ["PORTICO_SOCKET"])
+    loop = asyncio.get_running_loop()
+    running = loop.create_task(carrier.run())
+    loop.add_reader(0, running.cancel)  # nobody writes to it: it is our parent's end
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+def main() -> int:
+    """Be the process that the command line names."""
+    os.umask(0o077)
+    folder = os.environ["PORTICO_SESSION_DIR"]
+    try:
+        if sys.argv[1:] == ["carry"]:
+            asyncio.run(carry(folder))
+            return 0
+        read_settings(folder)
+        return Job(folder).run()
+    except (OSError, ValueError, KeyError) as error:
+        say(f"the session can't begin: {describe(error)}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
