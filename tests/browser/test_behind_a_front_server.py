@@ -24,7 +24,7 @@ def test_a_terminal_and_a_notebook_behind_caddy(
         pytest.skip("caddy is not here; `./portico test` fetches it from Debian")
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
-    ports = find_free_ports()
+    ports = find_free_ports()[:2]
     house = portico_factory(settings=read_settings("wildcard", *ports))
     url = f"https://{HOST}:{ports[0]}"
     browser = chromium.browser_type.launch(

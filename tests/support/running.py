@@ -49,14 +49,14 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, what: str = "") -
     return value
 
 
-def find_free_ports() -> tuple[int, int]:
-    """Return two neighbouring ports that are free now, below the range of outgoing connections."""
+def find_free_ports() -> tuple[int, int, int]:
+    """Return three neighbouring ports that are free now, below the range of outgoing connections."""
     for _ in range(200):
         port = 20000 + secrets.randbelow(12000)
-        with contextlib.suppress(OSError), socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", port))
-            second.bind(("127.0.0.1", port + 1))
-            return port, port + 1
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for number in (port, port + 1, port + 2):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            return port, port + 1, port + 2
     raise RuntimeError("no free ports")
 
 
@@ -78,17 +78,20 @@ class RunningPortico:
     Args:
         settings: Lines of its configuration file.
         options: More options of ``portico up``.
+        tables: What stands at the end of the file, in TOML: the clusters.
     """
 
-    def __init__(self, settings: dict[str, Any] | None = None, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, settings: dict[str, Any] | None = None, options: tuple[str, ...] = (), tables: str = "") -> None:
         self.suffix = secrets.token_hex(2)
         self.prefix = f"pt-{self.suffix}-"
         self.instance = f"pt{self.suffix}"
         self.run_dir = Path(f"/run/pt-{self.suffix}")
         self.state_dir = Path(f"/var/lib/pt-{self.suffix}")
         self.config = Path(f"/run/pt-{self.suffix}.toml")
-        self.config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in (settings or {}).items()))
-        self.port, self.apps_port = find_free_ports()
+        self.port, self.apps_port, self.relay_port = find_free_ports()
+        lines = {"relay_port": self.relay_port, **(settings or {})}
+        text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items())
+        self.config.write_text(f"{text}{tables}\n")
         self.url = f"http://localhost:{self.port}"
         self.admin_name = f"{self.prefix}admin"
         self.admin_link = ""

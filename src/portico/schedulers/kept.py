@@ -56,6 +56,15 @@ class Kept(Generic[T]):
         if self._flight is not None and (wait or self.value is None):
             await asyncio.shield(self._flight)  # one caller that gives up must not take it from the others
 
+    async def get_younger(self, age_s: float) -> T:
+        """Return an answer that is at most so old, if there is one: for whoever has reason to doubt the last one.
+
+        Raises:
+            PorticoError: There never was one.
+        """
+        self._due_at = min(self._due_at, self.asked_at + age_s)
+        return await self.get()
+
     async def get(self) -> T:
         """Return the answer, the last one where there is no newer.
 

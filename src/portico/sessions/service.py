@@ -230,6 +230,8 @@ class Sessions:
             raise Conflict("root on this machine is no user of the portal.", hint="Sign in as a user.")
         app = await asyncio.to_thread(self.catalog.get, app_id)
         place = self._choose_place(cluster)
+        if place.cluster.name != LOCAL:  # a batch system knows nobody without a POSIX account
+            await self._machine.make(who.user_name)
         if app.missing and place.cluster.name == LOCAL:
             raise Unavailable(f"{app.name} can't be started.", why=app.missing, hint=app.install_hint)
         session = await self._make_session(place, who, app, cores, memory_gb, hours, values or {}, title)

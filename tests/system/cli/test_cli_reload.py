@@ -226,7 +226,7 @@ def test_a_closed_terminal_ends_portico_instead_of_reloading_it(
 ) -> None:
     window, program = terminal_window
     folders = [f"{portico.run_dir}-5", f"{portico.state_dir}-5"]
-    port, _ = find_free_ports()
+    port = find_free_ports()[0]
     argv = [
         "setsid", "--ctty", *portico.get_command(), "up", "--no-install", "--admin", f"{portico.prefix}other",
         "--port", str(port), "--run-dir", folders[0], "--state-dir", folders[1],

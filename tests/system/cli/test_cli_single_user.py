@@ -45,7 +45,7 @@ def carol() -> Iterator[pwd.struct_passwd]:
 
 
 def test_a_person_without_root_is_at_work(carol: pwd.struct_passwd, tmp_path: Path) -> None:
-    port, _ = find_free_ports()
+    port = find_free_ports()[0]
     output = tmp_path / "output"
     env = {"PATH": "/usr/bin:/bin", "HOME": carol.pw_dir, "USER": carol.pw_name, "LANG": "C.UTF-8"}
     command = [str(INSTALL_DIR / "venv/bin/portico")]

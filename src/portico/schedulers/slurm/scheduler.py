@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 NODES_INTERVAL_S: Final = 15.0
 ACCOUNTS_INTERVAL_S: Final = 300.0
+STRANGER_S: Final = 5.0
+"""The same for whoever has no account in the last answer."""
 HISTORY_INTERVAL_S: Final = 30.0
 HISTORIES: Final = 200
 """Histories kept, one for each user who looked at theirs."""
@@ -241,7 +243,10 @@ class SlurmScheduler:
     async def find_offers(self, user_name: str, groups: Collection[str]) -> list[Offer]:
         """Return what a user may ask for; see Scheduler."""
         partitions, nodes = await self._nodes.get()
-        enforced, qos, associations, defaults = await self._accounts.get()
+        accounts = await self._accounts.get()
+        if accounts[0] and not any(one.user == user_name for one in accounts[2]):  # they may just have got one
+            accounts = await self._accounts.get_younger(STRANGER_S)
+        enforced, qos, associations, defaults = accounts
         return Site(partitions, nodes, enforced, qos, associations, defaults).find_offers(user_name, groups)
 
     async def list_nodes(self) -> list[Node]:
