@@ -75,7 +75,7 @@ def parse_duration(text: str) -> float | None:
 
 def parse_minutes(text: str) -> float | None:
     """Return seconds of a number of minutes (sacct's TimelimitRaw); None for no limit."""
-    return float(text) * 60 if text.strip().isdecimal() else None
+    return float(text.strip()) * 60 if text.strip().isdecimal() else None
 
 
 def render_minutes(seconds: float) -> str:
