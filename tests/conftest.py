@@ -7,8 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cluster
 import pytest
 from running import RunningPortico, find_reason_to_skip
+
+from portico.demo import DemoCluster
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,8 +36,10 @@ def portico_factory() -> Iterator[Callable[..., RunningPortico]]:
         pytest.skip(reason)
     made: list[RunningPortico] = []
 
-    def start(settings: dict[str, Any] | None = None, options: tuple[str, ...] = ()) -> RunningPortico:
-        running = RunningPortico(settings, options)
+    def start(
+        settings: dict[str, Any] | None = None, options: tuple[str, ...] = (), tables: str = ""
+    ) -> RunningPortico:
+        running = RunningPortico(settings, options, tables)
         made.append(running)
         running.start()
         return running
@@ -48,6 +53,15 @@ def portico_factory() -> Iterator[Callable[..., RunningPortico]]:
 def portico(portico_factory: Callable[..., RunningPortico]) -> RunningPortico:
     """Return the Portico that the tests of one worker share. A test that stops it starts it again."""
     return portico_factory()
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[DemoCluster]:
+    """Return a real Slurm that the tests of one worker share. A test that stops a part of it starts that again."""
+    if reason := cluster.find_reason_to_skip():
+        pytest.skip(reason)
+    with cluster.running_cluster() as running:
+        yield running
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,11 +5,13 @@ Standard library only. Never removes or upgrades a package.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from portico.errors import Unavailable
@@ -42,6 +44,13 @@ GROUPS: Final = (
 
 NODE: Final = Group("the pages' scripts, while installing", ("nodejs", "npm"))
 TEST: Final = Group("the tests", ("chromium", "x11-utils", "xclip", "xdotool", "make", "git", "openssl", "mount"))
+SLURM: Final = Group(
+    "the demo cluster",
+    (
+        "munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "slurm-wlm-basic-plugins", "slurm-wlm-mysql-plugin",
+        "mariadb-server", "iproute2", "util-linux",
+    ),
+)  # fmt: skip
 UNPACKED: Final = ("nginx", "caddy", "prometheus")
 """What tests run beside Portico, from a folder of their own: to install it would start it, on the machine's port 80."""
 
@@ -65,7 +74,7 @@ def find_missing(packages: Iterable[str]) -> list[str]:
 def list_wanted(*, with_node: bool, with_tests: bool) -> list[Group]:
     """Return the groups that are wanted here; Node only where assets are still to be fetched and no npm is on PATH."""
     node = [NODE] if with_node and not (shutil.which("node") and shutil.which("npm")) else []
-    return [*GROUPS, *node, *([TEST] if with_tests else [])]
+    return [*GROUPS, *node, *([TEST, SLURM] if with_tests else [])]
 
 
 def install(
@@ -90,20 +99,21 @@ def install(
     if os.geteuid() == 0 and shutil.which("apt-get"):
         quiet = {"DEBIAN_FRONTEND": "noninteractive", "APT_LISTCHANGES_FRONTEND": "none"}
         run("package lists", ["apt-get", "-q", "update"], quiet)
-        run(
-            f"{len(names)} system packages ({', '.join(group.purpose for group in missing)})",
-            [
-                "apt-get",
-                "-q",
-                "-y",
-                "-o",
-                "Dpkg::Options::=--force-confold",
-                "install",
-                "--no-install-recommends",
-                *names,
-            ],
-            quiet,
-        )
+        with _no_services_started() if SLURM in missing else contextlib.nullcontext():
+            run(
+                f"{len(names)} system packages ({', '.join(group.purpose for group in missing)})",
+                [
+                    "apt-get",
+                    "-q",
+                    "-y",
+                    "-o",
+                    "Dpkg::Options::=--force-confold",
+                    "install",
+                    "--no-install-recommends",
+                    *names,
+                ],
+                quiet,
+            )
         return
     purposes = "; ".join(f"{group.purpose}: {' '.join(absent)}" for group, absent in missing.items())
     reason = "Only root can install them." if shutil.which("apt-get") else "This system has no apt-get."
@@ -115,6 +125,21 @@ def install(
         f"Missing system packages ({purposes}). {reason}\n"
         f"  An administrator can run: {command}\n  Going on without them."
     )
+
+
+@contextlib.contextmanager
+def _no_services_started() -> Iterator[None]:
+    """Keep packages from starting what is in them: the demo cluster's daemons are its own (invoke-rc.d(8))."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink(missing_ok=True)
 
 
 def _has_venv() -> bool:

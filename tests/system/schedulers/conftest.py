@@ -14,11 +14,7 @@ def slurm_place(request: pytest.FixtureRequest) -> Iterator[SlurmPlace]:
     """Return a place on a real Slurm."""
     if reason := find_reason_to_skip():
         pytest.skip(reason)
-    try:
-        rig = request.getfixturevalue("slurm")
-    except pytest.FixtureLookupError:
-        pytest.skip("no Slurm is started by these tests")
-    place = SlurmPlace(rig)
+    place = SlurmPlace(request.getfixturevalue("slurm"))
     yield place
     place.destroy()
 

@@ -1,0 +1,131 @@
+"""Processes that outlive whoever started them: known by pid and start time, so that no other is ever signalled."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from portico.errors import Unavailable
+
+STOP_S = 10.0
+
+
+class Processes:
+    """The processes of one folder; ``processes.json`` in it is written before anybody depends on it.
+
+    Args:
+        folder: Where that file and the logs (``log/NAME``) are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / "processes.json"
+
+    def start(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
+        """Start a process in a session of its own, its outputs in its log.
+
+        Raises:
+            Unavailable: Its program is not there.
+        """
+        log = self._folder / "log" / f"{name}.out"
+        with open(log, "ab") as output:
+            try:
+                process = subprocess.Popen(
+                    list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                    env={**os.environ, **(env or {})}, cwd=cwd or self._folder,
+                )  # fmt: skip
+            except OSError as error:
+                raise Unavailable(f"{argv[0]} can't be started.", why=str(error)) from error
+        process.returncode = 0  # it is nobody's child from now on: this object does not wait for it
+        known = self._read()
+        known[name] = {"pid": process.pid, "start_ticks": read_start_ticks(process.pid)}
+        self._write(known)
+
+    def is_running(self, name: str) -> bool:
+        """Return whether it runs."""
+        return self._find(name) is not None
+
+    def find_pid(self, name: str) -> int | None:
+        """Return its pid, if it runs."""
+        return self._find(name)
+
+    @property
+    def names(self) -> list[str]:
+        """All that were started and not stopped, the oldest first."""
+        return list(self._read())
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        """Send a signal, if it runs."""
+        if pid := self._find(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it, at last with KILL; return when it is gone."""
+        deadline = time.monotonic() + STOP_S
+        self.send(name, number)
+        while self.is_running(name):
+            if time.monotonic() > deadline:
+                self.send(name, signal.SIGKILL)
+            time.sleep(0.02)
+        known = self._read()
+        known.pop(name, None)
+        self._write(known)
+
+    def read_log(self, name: str, lines: int = 5) -> str:
+        """Return the end of what it wrote."""
+        with contextlib.suppress(OSError):
+            return "\n".join((self._folder / "log" / f"{name}.out").read_text(errors="replace").splitlines()[-lines:])
+        return ""
+
+    def _find(self, name: str) -> int | None:
+        found = self._read().get(name)
+        if found is None:
+            return None
+        pid = int(found["pid"])
+        with contextlib.suppress(ChildProcessError, OSError):
+            os.waitpid(pid, os.WNOHANG)  # where it is our own, it may be a zombie
+        return pid if read_start_ticks(pid) == found["start_ticks"] is not None else None
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return value
+
+    def _write(self, known: dict[str, Any]) -> None:
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(json.dumps(known))
+        temporary.replace(self._path)
+
+
+def read_start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot (proc(5)); None for one that has ended."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if words[0] in "ZX" else int(words[19])
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float, what: str, why: Callable[[], str]) -> None:
+    """Wait until something is so.
+
+    Raises:
+        Unavailable: It was not in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{what} did not happen within {timeout_s:g} s.", why=why())
+        time.sleep(0.05)
