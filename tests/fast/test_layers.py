@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "demo": set(),
     "accounts": {"store"},
     "sessions": {"accounts", "schedulers", "store"},
-    "portal": {"accounts", "sessions", "store"},
-    "cli": {"demo", "broker", "agent", "gateway", "schedulers", "store", "accounts", "sessions", "portal"},
+    "jobs": {"accounts", "schedulers", "sessions", "store"},
+    "portal": {"accounts", "jobs", "sessions", "store"},
+    "cli": {"demo", "broker", "agent", "gateway", "schedulers", "store", "accounts", "sessions", "jobs", "portal"},
 }
 """Package → the packages it may import, besides itself and the floor."""
 

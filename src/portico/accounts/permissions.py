@@ -22,6 +22,8 @@ class Permission(enum.StrEnum):
     SIGN_IN_REVOKE = "sign-in:revoke"
     SESSION_LIST = "session:list"
     SESSION_STOP = "session:stop"
+    JOB_LIST = "job:list"
+    JOB_CANCEL = "job:cancel"
     APP_DIAGNOSE = "app:diagnose"
     AUDIT_READ = "audit:read"
     METRICS_READ = "metrics:read"

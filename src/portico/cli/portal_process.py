@@ -14,6 +14,7 @@ from portico.accounts import ROOT, Accounts
 from portico.cli.relay_files import read_certificate, read_secret
 from portico.config import ClusterConfig, Config
 from portico.errors import NotFound
+from portico.jobs import Jobs
 from portico.model import Role
 from portico.portal import serve
 from portico.schedulers.local import LocalScheduler
@@ -76,8 +77,9 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     scheduler = LocalScheduler(Path(config.state_dir) / "local", machine, capacity)
     places: list[Place] = [LocalPlace(config, machine, scheduler, sys.executable)]
     relays = None
+    rows, runner = Rows(store, Changes()), CommandRunner(machine)
     if config.clusters:
-        rows, runner, certificate = Rows(store, Changes()), CommandRunner(machine), read_certificate(config)
+        certificate = read_certificate(config)
         relays = Relays(read_secret(config), lambda session_id: rows.read(lambda tx: tx.find_session(session_id)))
         places += [
             RemotePlace(one, config, machine, make_scheduler(one, config, runner), relays, certificate)
@@ -87,10 +89,11 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     accounts = Accounts(store, config, machine)
     sessions = Sessions(store, config, catalog, machine, places)
     doors = Doors(store, config, accounts, sessions.connect)
+    jobs = Jobs(rows, machine, runner, [place.cluster for place in places])
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:
-        await serve(config, accounts, sessions, doors, listeners, relays)
+        await serve(config, accounts, sessions, doors, jobs, listeners, relays)
     finally:
         machine.close()
         store.close()

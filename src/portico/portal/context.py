@@ -13,6 +13,7 @@ from pydantic import Field
 from portico.accounts import Accounts
 from portico.config import Config
 from portico.errors import NotSignedIn
+from portico.jobs import Jobs
 from portico.model import Identity
 from portico.portal.feeds import Feeds
 from portico.portal.guard import find_bearer
@@ -35,6 +36,7 @@ class Context:
     accounts: Accounts
     sessions: Sessions
     doors: Doors
+    jobs: Jobs
     version: str
     feeds: Feeds = field(default_factory=Feeds)
     metrics: Metrics = field(default_factory=Metrics)

@@ -83,6 +83,19 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+def render_duration(seconds: float | None) -> str:
+    """Return a length of time for people; empty for none."""
+    if seconds is None:
+        return "no limit"
+    minutes = int(seconds // 60)
+    if minutes >= 48 * 60:
+        return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60):02} s"
+
+
+_environment.filters |= {"duration": render_duration}
 _environment.filters |= {"bytes": render_bytes, "time": render_time, "left": render_left, "browser": render_browser}
 _environment.globals |= {
     "describe_end": describe_end,
@@ -99,6 +112,7 @@ def render(
         who=who,
         path=request.url.path,
         version=get_context(request).version,
+        has_jobs=bool(get_context(request).jobs.clusters),
         error=error,
         **{"done": "", "given": {}, **values},
     )

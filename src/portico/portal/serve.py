@@ -22,6 +22,7 @@ from portico import wire
 from portico.accounts import Accounts
 from portico.config import Config
 from portico.errors import NotFound, PorticoError
+from portico.jobs import Jobs
 from portico.portal.app import create_app, guard
 from portico.portal.feeds import Feeds
 from portico.sessions import Doors, Relays, Sessions
@@ -156,6 +157,7 @@ async def serve(
     accounts: Accounts,
     sessions: Sessions,
     doors: Doors,
+    jobs: Jobs,
     listeners: Mapping[str, socket.socket],
     relays: Relays | None = None,
 ) -> None:
@@ -166,10 +168,11 @@ async def serve(
         accounts: Users.
         sessions: What they run; its keeper runs here.
         doors: What gateways ask.
+        jobs: People's own jobs on clusters.
         listeners: ``portal``, ``api``, ``routes`` and ``relays``.
         relays: What the rendezvous asks, where there is one.
     """
-    app: FastAPI = create_app(accounts, sessions, doors, config)
+    app: FastAPI = create_app(accounts, sessions, doors, jobs, config)
     feeds: Feeds = app.state.context.feeds
     gateways = Gateways(doors, feeds)
     accounts.on_cut = sessions.on_cut = gateways.cut_soon
@@ -195,6 +198,7 @@ async def serve(
         asyncio.create_task(server.serve(sockets=[listeners["portal"], listeners["api"]])),
         asyncio.create_task(gateways.listen(listeners["routes"])),
         asyncio.create_task(sessions.run()),
+        asyncio.create_task(jobs.run()),
         asyncio.create_task(metrics.watch_lag()),
     ]
     if relays is not None:

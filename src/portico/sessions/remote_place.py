@@ -104,7 +104,7 @@ class RemotePlace:
     async def check(self, session: Session) -> None:
         """Refuse what can never run; see Place."""
         groups = await asyncio.to_thread(find_groups, session.user_name)
-        await self._scheduler.check(self._make_request(session, "/nowhere", "/"), groups)
+        await self._scheduler.check(self._make_request(session, "/nowhere"), groups)
 
     # a session's job
 
@@ -126,10 +126,9 @@ class RemotePlace:
     async def make_request(self, session: Session) -> JobRequest:
         """Return a session's job; see Place."""
         look = await self._machine.look(session.user_name, session.id)
-        home = (await asyncio.to_thread(pwd.getpwnam, session.user_name)).pw_dir
-        return self._make_request(session, str(look["folder"]), home)
+        return self._make_request(session, str(look["folder"]))
 
-    def _make_request(self, session: Session, folder: str, home: str) -> JobRequest:
+    def _make_request(self, session: Session, folder: str) -> JobRequest:
         env = {
             **render_env(session, folder),
             "PORTICO_PYTHON": self._settings.python,
@@ -152,7 +151,6 @@ class RemotePlace:
                 qos=chosen.get("qos", ""),
                 nodes=1,
                 tasks=1,
-                folder=home,
                 output=f"{folder}/log",
             ),
         )

@@ -13,17 +13,21 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import httpx
+from table_cluster import FilesRunner, make_cluster
 
 from portico.accounts import Accounts
 from portico.accounts.passwords import hash_token
 from portico.config import Config
 from portico.errors import NotFound
+from portico.jobs import Jobs
 from portico.model import Identity, Role, Session, SessionState, UserState, Via, now
 from portico.portal.app import create_app, guard
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity, JobRequest
 from portico.sessions import BrokerMachine, Catalog, Doors, Sessions
+from portico.sessions.changes import Changes
 from portico.sessions.local_place import LocalPlace
+from portico.sessions.rows import Rows
 from portico.store import Store
 from portico.wire import Packet
 
@@ -130,7 +134,10 @@ class World:
         place = LocalPlace(self.config, machine, self.scheduler, "/usr/bin/python3")
         self.sessions = Sessions(self.store, self.config, self.catalog, machine, [place])
         self.doors = Doors(self.store, self.config, self.accounts, self.sessions.connect)
-        self.fastapi = create_app(self.accounts, self.sessions, self.doors, self.config)
+        self.files = FilesRunner()
+        cluster, self.slurm = make_cluster()
+        self.jobs = Jobs(Rows(self.store, Changes()), machine, self.files, [place.cluster, cluster])
+        self.fastapi = create_app(self.accounts, self.sessions, self.doors, self.jobs, self.config)
         self.app = guard(self.fastapi, self.config)
         for name, role in (("root-of-all", Role.ADMIN), ("alice", Role.USER), ("bob", Role.USER), ("carol", Role.USER)):
             self.add_user(name, role)

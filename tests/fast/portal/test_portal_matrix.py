@@ -53,6 +53,14 @@ ROWS = {
     "POST /sessions/{session_id}/connect": "sign-in none ok   none none sign-in none",
     "POST /sessions/{session_id}/stop": "sign-in none ok   none ok   sign-in none",
     "GET /shared/{session_id}": "sign-in none none ok   none sign-in none",
+    "GET /jobs": OWN_PAGE,
+    "POST /jobs": OWN_PAGE,
+    "GET /jobs/new": OWN_PAGE,
+    "GET /jobs/history": OWN_PAGE,
+    "GET /jobs/{cluster}/{job_id}": "sign-in none ok   none ok   sign-in none",
+    "POST /jobs/{cluster}/{job_id}/limit": "sign-in none ok   none no   sign-in none",
+    "POST /jobs/{cluster}/{job_id}/do/{action}": "sign-in none ok   none ok   sign-in none",  # cancel
+    "GET /clusters/{cluster}": OWN_PAGE,
     "GET /account": OWN_PAGE,
     "POST /account/password": "sign-in bad  bad  bad  bad  sign-in none",  # with a wrong one
     "POST /account/tokens": OWN_PAGE,
@@ -87,6 +95,17 @@ ROWS = {
     "GET /api/v1/sessions/{session_id}/shares": ALICES_API,
     "POST /api/v1/sessions/{session_id}/shares": ALICES_API,
     "DELETE /api/v1/sessions/{session_id}/shares/{share_id}": ALICES_API,
+    "GET /api/v1/clusters": OWN_API,
+    "GET /api/v1/clusters/{cluster}/offers": OWN_API,
+    "GET /api/v1/clusters/{cluster}/nodes": OWN_API,
+    "GET /api/v1/clusters/{cluster}/jobs": OWN_API,
+    "POST /api/v1/clusters/{cluster}/jobs": OWN_API,
+    "GET /api/v1/clusters/{cluster}/history": OWN_API,
+    "GET /api/v1/clusters/{cluster}/jobs/{job_id}": "sign-in none ok   none ok   ok      ok",
+    "PATCH /api/v1/clusters/{cluster}/jobs/{job_id}": ALICES_API,
+    "GET /api/v1/clusters/{cluster}/jobs/{job_id}/script": ALICES_API,
+    "GET /api/v1/clusters/{cluster}/jobs/{job_id}/output": ALICES_API,
+    "POST /api/v1/clusters/{cluster}/jobs/{job_id}/{action}": "sign-in none ok   none ok   ok      ok",  # cancel
     "GET /api/v1/shared": OWN_API,
     "GET /api/v1/users": ADMIN_API,
     "POST /api/v1/users": ADMIN_API,
@@ -117,6 +136,10 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /account/tokens": {"label": "new", "days": "1"},
     "POST /admin/users": {"name": "{new_name}"},
     "POST /admin/users/{name}/role": {"role": "admin"},
+    "POST /jobs": {"cluster": "demo", "script": "#!/bin/sh\n"},
+    "POST /jobs/{cluster}/{job_id}/limit": {"hours": "2"},
+    "POST /api/v1/clusters/{cluster}/jobs": {"script": "#!/bin/sh\n"},
+    "PATCH /api/v1/clusters/{cluster}/jobs/{job_id}": {"hours": "2"},
     "POST /api/v1/me/password": {"old": "wrong", "new": "y" * 20},
     "POST /api/v1/sessions": {"app_id": "shell"},
     "POST /api/v1/sessions/{session_id}/shares": {"viewer_name": "bob"},
@@ -164,6 +187,10 @@ def ask_as(world: World, row: str, who: str) -> Any:
             world.run(world.sessions.share(world.identify("alice"), session.id, "carol")) if app == "shell" else None
         )
         values |= {"session_id": session.id, "share_id": str(share.id if share else 0)}
+    if "{cluster}" in path:
+        job = world.slurm.add("alice")
+        world.files.files[f"/home/{job.id}.out"] = b"hello"
+        values |= {"cluster": "demo", "job_id": job.id, "action": "cancel"}
     if "{name}" in path:
         values["name"] = f"target-{number}"
         world.add_user(values["name"])

@@ -62,7 +62,9 @@ def run(world: World, test: Callable[[Served], Awaitable[None]]) -> None:
 
     async def whole() -> None:
         served = Served(world)
-        task = asyncio.create_task(serve(world.config, world.accounts, world.sessions, world.doors, served.listeners))
+        task = asyncio.create_task(
+            serve(world.config, world.accounts, world.sessions, world.doors, world.jobs, served.listeners)
+        )
         try:
             async with asyncio.timeout(20):
                 await test(served)
@@ -269,7 +271,14 @@ def test_a_keeper_that_dies_takes_the_portal_with_it(own_world: World, monkeypat
         served = Served(own_world)
         with pytest.raises(Unavailable, match="keeper"):
             async with asyncio.timeout(5):
-                await serve(own_world.config, own_world.accounts, own_world.sessions, own_world.doors, served.listeners)
+                await serve(
+                    own_world.config,
+                    own_world.accounts,
+                    own_world.sessions,
+                    own_world.doors,
+                    own_world.jobs,
+                    served.listeners,
+                )
         for sock in served.listeners.values():
             sock.close()
 

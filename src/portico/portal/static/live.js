@@ -65,6 +65,11 @@ function listen() {
   document.addEventListener("visibilitychange", look);
   look();
 }
+// What no feed tells of: a queue, or a file that grows. Looked at again every so often, by who looks.
+function poll() {
+  const seconds = Math.min(...live().map((item) => Number(item.dataset.poll || Infinity)));
+  if (Number.isFinite(seconds)) setInterval(() => { if (!document.hidden) refreshSoon(); }, seconds * 1000);
+}
 addEventListener("pagehide", close);
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
@@ -102,5 +107,6 @@ document.addEventListener("click", async (event) => {
 
 show();
 setInterval(show, 15000);
+poll();
 document.addEventListener("portico-shown", show);
 listen();

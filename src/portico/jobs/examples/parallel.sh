@@ -1,0 +1,5 @@
+#!/bin/bash
+# One program on several nodes at once: ask for nodes and tasks. srun starts it once for each task.
+set -euo pipefail
+
+srun hostname
