@@ -92,7 +92,9 @@ def render_duration(seconds: float | None) -> str:
     minutes = int(seconds // 60)
     if minutes >= 48 * 60:
         return f"{minutes // 1440} d {minutes % 1440 // 60} h"
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60):02} s"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {int(seconds % 60):02} s" if minutes else f"{int(seconds)} s"
 
 
 _environment.filters |= {"duration": render_duration}

@@ -10,86 +10,16 @@ import re
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from person import Person, TerminalClient
-from running import RunningPortico, wait_for_exit, wait_until
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-
-from portico.demo import DemoCluster
+from running import wait_for_exit, wait_until
+from slurm_site import Site
+from websockets.exceptions import InvalidStatus
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
-
-
-@dataclass
-class Site:
-    """A Portico with a cluster besides this machine; alice and bob may submit jobs there."""
-
-    house: RunningPortico
-    slurm: DemoCluster
-    alice: Person
-    bob: Person
-
-    def start(self, app: str = "terminal", who: Person | None = None, **wanted: Any) -> str:
-        """Start a session on the cluster; return its id."""
-        return str((who or self.alice).start(app, cluster="demo", **{"hours": 1, "memory_gb": 0.5, **wanted})["id"])
-
-    def start_ready(self, app: str = "terminal", **wanted: Any) -> dict[str, Any]:
-        """Start a session on the cluster and wait until it is ready."""
-        return self.alice.wait(self.start(app, **wanted), timeout_s=90)
-
-    def open_terminal(self, session_id: str) -> TerminalClient:
-        """Open its stream, as soon as that is possible."""
-
-        def opened() -> TerminalClient | None:
-            with contextlib.suppress(InvalidStatus, OSError, ConnectionClosed):
-                return TerminalClient(self.alice.open_stream(f"/sessions/{session_id}/stream"))
-            return None
-
-        found: TerminalClient = wait_until(opened, 30, "a stream")
-        return found
-
-    def list_jobs(self, session_id: str) -> list[str]:
-        """Return Slurm's ids of a session's jobs, those that have ended too."""
-        lines = self.slurm.run("squeue", "-a", "-h", "-t", "all", "-o", "%A|%k").splitlines()
-        return [line.split("|")[0] for line in lines if line.endswith(f"portico:{session_id}")]
-
-    def stop_all(self) -> None:
-        """End all sessions of alice's and bob's."""
-        for who in (self.alice, self.bob):
-            for session in who.http.get("/api/v1/sessions").json():
-                if session["state"] != "ended":
-                    who.http.post(f"/api/v1/sessions/{session['id']}/stop")
-            for session in who.http.get("/api/v1/sessions").json():
-                who.wait(session["id"], "ended", 60)
-
-
-@pytest.fixture(scope="module")
-def whole_site(portico_factory: Callable[..., RunningPortico], slurm: DemoCluster) -> Iterator[Site]:
-    table = f'[clusters.demo]\ntitle = "Demo cluster"\nconf = "{slurm.conf}"\nrelay_host = "{slurm.host_address}"'
-    house = portico_factory(tables=table)
-    alice, bob = house.user("alice"), house.user("bob")
-    for name, person in (("alice", alice), ("bob", bob)):  # the first try makes the POSIX account
-        answer = person.http.post("/api/v1/sessions", json={"app_id": "terminal", "cluster": "demo"})
-        assert answer.status_code == 422 and "no account in Slurm" in answer.text
-        slurm.add_user(house.get_name(name))
-    time.sleep(5.5)  # who has no account is asked for again after so long
-    yield Site(house, slurm, alice, bob)
-    for name in ("alice", "bob"):
-        slurm.run("scancel", "--user", house.get_name(name), check=False)
-
-
-@pytest.fixture
-def site(whole_site: Site) -> Iterator[Site]:
-    yield whole_site
-    whole_site.alice.close_streams()
-    whole_site.stop_all()
 
 
 def test_a_terminal_on_a_node_outlives_everything(site: Site) -> None:

@@ -15,6 +15,8 @@ async function refresh() {
     if (!found) continue;
     // A page whose session has moved on has other parts: a terminal, say. It is loaded anew.
     if (old.dataset.state && old.dataset.state !== found.dataset.state) return location.reload();
+    const read = [...old.querySelectorAll("[data-tail]")].some((item) => item.scrollTop + item.clientHeight < item.scrollHeight - 40);
+    if (read) continue; // who has scrolled back reads
     const open = [...old.querySelectorAll("details")].map((item) => item.open);
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
     old.replaceChildren(...found.childNodes);
@@ -74,6 +76,7 @@ addEventListener("pagehide", close);
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
 function show() {
+  for (const item of document.querySelectorAll("[data-tail]")) item.scrollTop = item.scrollHeight;
   for (const item of document.querySelectorAll("[data-ends]")) {
     const minutes = Math.max(0, Math.floor((new Date(item.dataset.ends) - Date.now()) / 60000));
     item.textContent = minutes >= 60 ? `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min` : `${minutes} min`;

@@ -1,0 +1,193 @@
+"""Jobs: who sees and does what, what a form becomes, and what is drawn. The cluster is a table."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from desk import Desk
+from table_cluster import FilesRunner, make_cluster
+
+from portico.cli.jobs import find_new
+from portico.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
+from portico.jobs import Action, Column, JobFilter, JobOptions, Jobs, JobState, Wanted
+from portico.jobs import files as job_files
+from portico.jobs.samples import draw_line
+from portico.model import Identity, Role, Via
+from portico.schedulers.slurm.command import Result
+from portico.sessions.changes import Changes
+from portico.sessions.rows import Rows
+
+T = TypeVar("T")
+SCRIPT = "#!/bin/sh\nhostname\n"
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(work, 30))
+
+
+class Office:
+    """A desk with a cluster that takes jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.desk = Desk(folder)
+        self.files = FilesRunner()
+        cluster, self.slurm = make_cluster()
+        rows = Rows(self.desk.store, Changes())
+        self.jobs = Jobs(rows, self.desk.machine, self.files, [cluster], self.desk.clock)  # type: ignore[arg-type]
+        self.alice, self.bob = self.desk.add_user("alice"), self.desk.add_user("bob")
+        self.admin = self.desk.add_user("carol", Role.ADMIN)
+
+    def list_audit(self) -> list[tuple[str, str, str]]:
+        with self.desk.store.read() as tx:
+            return [(one.actor, one.action, one.target) for one in tx.list_audit(100)]
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Office:
+    return Office(tmp_path)
+
+
+def test_one_sees_ones_own_and_an_admin_everyones(office: Office) -> None:
+    mine, his = office.slurm.add("alice", name="mine"), office.slurm.add("bob", name="his")
+    found = run(office.jobs.list_jobs(office.alice))
+    assert [job.id for job in found.page.jobs] == [mine.id]
+    with pytest.raises(Forbidden):
+        run(office.jobs.list_jobs(office.alice, everyone=True))
+    everyone = run(office.jobs.list_jobs(office.admin, column=Column.NAME, descending=False, everyone=True))
+    assert [job.id for job in everyone.page.jobs] == [his.id, mine.id]
+    only = run(office.jobs.list_jobs(office.admin, wanted=JobFilter(text="HIS"), everyone=True))
+    assert [job.id for job in only.page.jobs] == [his.id]
+    # A filter for another user's jobs shows nobody's but one's own.
+    sly = run(office.jobs.list_jobs(office.alice, wanted=JobFilter(user_name="bob")))
+    assert [job.id for job in sly.page.jobs] == [mine.id]
+
+
+def test_anothers_job_is_as_if_it_were_not_there(office: Office) -> None:
+    job = office.slurm.add("alice")
+    for work in (
+        lambda: office.jobs.view(office.bob, "demo", job.id),
+        lambda: office.jobs.read_script(office.bob, "demo", job.id),
+        lambda: office.jobs.tail(office.bob, "demo", job.id),
+        lambda: office.jobs.act(office.bob, "demo", job.id, Action.CANCEL),
+        lambda: office.jobs.change_limit(office.bob, "demo", job.id, 2),
+    ):
+        with pytest.raises(NotFound, match="no such job"):
+            run(work())
+    assert office.slurm.done == [] and office.files.asked == []
+
+
+def test_an_admin_cancels_and_looks_not_inside(office: Office) -> None:
+    job = office.slurm.add("alice")
+    view = run(office.jobs.view(office.admin, "demo", job.id))
+    assert view.details is None and view.actions == (Action.CANCEL,)
+    run(office.jobs.act(office.admin, "demo", job.id, Action.CANCEL))
+    assert office.slurm.done == [("alice", job.id, "cancel")], "as the job's own user"
+    with pytest.raises(Forbidden):
+        run(office.jobs.act(office.admin, "demo", job.id, Action.HOLD))
+    for work in (office.jobs.tail, office.jobs.read_script):
+        with pytest.raises(Forbidden):
+            run(work(office.admin, "demo", job.id))
+    assert ("carol", "job:cancel", job.id) in office.list_audit()
+
+
+def test_submitting(office: Office) -> None:
+    options = JobOptions(name="first", partition="batch", array="1-3")
+    job_id = run(office.jobs.submit(office.alice, "", Wanted(SCRIPT.replace("\n", "\r\n"), "", 2, 0.5, 1.5, options)))
+    (request,) = office.slurm.requests.values()
+    assert (request.user_name, request.cores, request.memory_bytes, request.time_limit_s) == (
+        "alice", 2, 500_000_000, 5400,
+    )  # fmt: skip
+    assert request.batch and request.script == SCRIPT.encode() and request.options == options
+    assert job_id == next(job.id for job in office.slurm.jobs.values() if job.key == request.key)
+    assert ("alice", "job:submit", request.key) in office.list_audit()
+
+
+def test_a_file_is_read_as_its_user(office: Office) -> None:
+    office.files.files["/home/alice/job.sh"] = SCRIPT.encode()
+    run(office.jobs.submit(office.alice, "demo", Wanted(path="/home/alice/job.sh")))
+    assert office.files.asked == [("alice", ("cat", "--", "/home/alice/job.sh"))]
+    for wanted in (Wanted(), Wanted(SCRIPT, "/home/alice/job.sh"), Wanted(path="job.sh"), Wanted(path="/a\nb")):
+        with pytest.raises(Invalid):
+            run(office.jobs.submit(office.alice, "demo", wanted))
+    with pytest.raises(NotFound, match="nothing to read"):
+        run(office.jobs.submit(office.alice, "demo", Wanted(path="/etc/shadow")))
+
+
+@pytest.mark.parametrize("field", ["cores", "memory_gb", "hours"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_no_number_is_too_strange(office: Office, field: str, value: float) -> None:
+    with pytest.raises(Invalid) as caught:
+        run(office.jobs.submit(office.alice, "demo", Wanted(SCRIPT, **{field: value})))
+    assert caught.value.field == field and not office.slurm.requests
+
+
+def test_a_refusal_is_told_and_root_is_nobodys_user(office: Office) -> None:
+    office.slurm.refuses = Invalid("No such partition.", field="partition")
+    with pytest.raises(Invalid, match="partition"):
+        run(office.jobs.submit(office.alice, "demo", Wanted(SCRIPT)))
+    root = Identity(0, "root", Role.ADMIN, Via.SOCKET)
+    with pytest.raises(Conflict):
+        run(office.jobs.submit(root, "demo", Wanted(SCRIPT)))
+
+
+def test_what_can_be_done_depends_on_the_state(office: Office) -> None:
+    def find(**more: Any) -> tuple[Action, ...]:
+        job = office.slurm.add("alice", **more)
+        return run(office.jobs.view(office.alice, "demo", job.id)).actions
+
+    assert find(state=JobState.QUEUED) == (Action.CANCEL, Action.HOLD)
+    assert find(state=JobState.QUEUED, held=True) == (Action.CANCEL, Action.RELEASE)
+    assert find(state=JobState.RUNNING) == (Action.CANCEL, Action.SUSPEND, Action.REQUEUE)
+    assert find(state=JobState.RUNNING, word="SUSPENDED") == (Action.CANCEL, Action.RESUME, Action.REQUEUE)
+    assert find(state=JobState.ENDED) == ()
+
+
+def test_the_end_of_the_output(office: Office) -> None:
+    job = office.slurm.add("alice")
+    office.files.files[f"/home/{job.id}.out"] = b"one\ntwo\n\xff\xfethree\n"
+    text = run(office.jobs.tail(office.alice, "demo", job.id, lines=2))
+    assert text == "two\n��three"
+    with pytest.raises(NotFound, match="nothing to read"):
+        run(office.jobs.tail(office.alice, "demo", job.id, error=True))
+    assert all(user == "alice" for user, _ in office.files.asked)
+
+
+def test_a_file_that_never_ends_is_given_up() -> None:
+    command = job_files.tail("/dev/zero", 10)
+    assert command.timeout_s <= 5 and command.limit_bytes <= 64 * 1024
+    with pytest.raises(Unavailable, match="took too long"):
+        command.parse(Result(-9, b"", b"", timed_out=True))
+    with pytest.raises(Invalid, match="MB"):
+        job_files.read("/dev/zero").parse(Result(-9, b"", b"", timed_out=True, cut=True))
+
+
+def test_history_knows_its_bounds(office: Office) -> None:
+    office.slurm.add("alice", JobState.ENDED)
+    office.slurm.add("bob", JobState.ENDED)
+    assert len(run(office.jobs.list_history(office.alice, "demo", 7))) == 1
+    for days in (0, -1, 91, float("nan")):
+        with pytest.raises(Invalid):
+            run(office.jobs.list_history(office.alice, "demo", days))
+
+
+def test_there_is_no_other_cluster(office: Office) -> None:
+    for name in ("local", "nowhere", "../x"):
+        with pytest.raises(NotFound):
+            run(office.jobs.list_jobs(office.alice, name))
+
+
+def test_lines_are_drawn_to_their_top() -> None:
+    assert draw_line([0, 5, 10], 10, 100, 50) == "0.0,50.0 50.0,25.0 100.0,0.0"
+    assert draw_line([1], 10) == draw_line([1, 2], 0) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "new"),
+    [("a\nb", "a\nb\nc", "c"), ("", "a", "a"), ("a", "a", ""), ("a\nb", "x\ny", "x\ny"), ("a\nb", "b", "b")],
+)
+def test_what_is_new_in_a_tail(before: str, after: str, new: str) -> None:
+    assert find_new(before, after) == new

@@ -1,0 +1,58 @@
+"""A whole Portico with a Slurm cluster beside this machine, and two people who may use it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+from person import Person, TerminalClient
+from running import RunningPortico, wait_until
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from portico.demo import DemoCluster
+
+
+@dataclass
+class Site:
+    """A Portico with a cluster besides this machine; alice and bob may submit jobs there."""
+
+    house: RunningPortico
+    slurm: DemoCluster
+    alice: Person
+    bob: Person
+
+    def start(self, app: str = "terminal", who: Person | None = None, **wanted: Any) -> str:
+        """Start a session on the cluster; return its id."""
+        return str((who or self.alice).start(app, cluster="demo", **{"hours": 1, "memory_gb": 0.5, **wanted})["id"])
+
+    def start_ready(self, app: str = "terminal", **wanted: Any) -> dict[str, Any]:
+        """Start a session on the cluster and wait until it is ready."""
+        return self.alice.wait(self.start(app, **wanted), timeout_s=90)
+
+    def open_terminal(self, session_id: str) -> TerminalClient:
+        """Open its stream, as soon as that is possible."""
+
+        def opened() -> TerminalClient | None:
+            with contextlib.suppress(InvalidStatus, OSError, ConnectionClosed):
+                return TerminalClient(self.alice.open_stream(f"/sessions/{session_id}/stream"))
+            return None
+
+        found: TerminalClient = wait_until(opened, 30, "a stream")
+        return found
+
+    def list_jobs(self, session_id: str) -> list[str]:
+        """Return Slurm's ids of a session's jobs, those that have ended too."""
+        lines = self.slurm.run("squeue", "-a", "-h", "-t", "all", "-o", "%A|%k").splitlines()
+        return [line.split("|")[0] for line in lines if line.endswith(f"portico:{session_id}")]
+
+    def stop_all(self) -> None:
+        """End all sessions of alice's and bob's."""
+        for name in ("alice", "bob"):
+            self.slurm.run("scancel", "--user", self.house.get_name(name), check=False)
+        for who in (self.alice, self.bob):
+            for session in who.http.get("/api/v1/sessions").json():
+                if session["state"] != "ended":
+                    who.http.post(f"/api/v1/sessions/{session['id']}/stop")
+            for session in who.http.get("/api/v1/sessions").json():
+                who.wait(session["id"], "ended", 60)
