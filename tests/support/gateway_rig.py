@@ -165,7 +165,7 @@ class Rig:
 
     async def __aenter__(self) -> Self:
         await self.portal.start()
-        self.routes = Routes(str(self.folder / "routes.sock"))
+        self.routes = Routes(str(self.folder / "routes.sock"), self._limits)
         self.gateway = Gateway(str(self.folder / "portal.sock"), self.routes, self._limits)
         self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
         self.port, self.apps_port = (sock.getsockname()[1] for sock in self.sockets)
