@@ -84,6 +84,12 @@ class Config:
     # desktops
     clipboard: str = setting("both", "Which way a desktop's clipboard goes: both, in (to the desktop), out, or none.")
     clipboard_max_kb: int = setting(0, "Largest text of that clipboard, in thousands of bytes; by default any.")
+    # mail
+    smtp_server: str = setting("", "SMTP server for notices, host or host:port; by default no mail is sent.")
+    smtp_user: str = setting("", "User at that server, where it asks for one.")
+    smtp_password_file: str = setting("", "File with that user's password, which Portico's account can read.")
+    mail_from: str = setting("", "Address that mail comes from; by default portico@ and the mail domain.")
+    mail_domain: str = setting("", "What follows the @ of users' addresses; by default the host.")
     # catalog
     catalog_dirs: tuple[str, ...] = setting((), "Folders with more apps; a later one replaces an app of the same id.")
     # set by the command line, not by the file

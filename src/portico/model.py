@@ -235,6 +235,27 @@ class Share:
     created: datetime
 
 
+class NoticeKind(enum.StrEnum):
+    """What a notice is about."""
+
+    READY = "ready"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a user is told of a session, until they remove it."""
+
+    id: int
+    user_name: str
+    at: datetime
+    kind: NoticeKind
+    session_id: str
+    text: str
+    hint: str
+
+
 @dataclass(frozen=True)
 class AuditEntry:
     """A change of state: who did what to whom. ``action`` is ``noun:verb``, as in the permission table."""

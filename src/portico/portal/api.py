@@ -6,6 +6,7 @@ Shapes are pydantic models here, values of portico.model inside.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -298,6 +299,18 @@ async def add_share(request: Request, who: Who, session_id: str, body: ShareRequ
 async def delete_share(request: Request, who: Who, session_id: str, share_id: RowId) -> None:
     """Take a share back."""
     await get_context(request).sessions.unshare(who, session_id, share_id)
+
+
+@router.get("/notices")
+async def list_notices(request: Request, who: Who) -> list[dict[str, Any]]:
+    """List what one is told of one's sessions, the newest first."""
+    return [asdict(notice) for notice in await get_context(request).sessions.notices.list_notices(who)]
+
+
+@router.delete("/notices/{notice_id}", status_code=204)
+async def forget_notice(request: Request, who: Who, notice_id: RowId) -> None:
+    """Remove a notice."""
+    await get_context(request).sessions.notices.forget(who, notice_id)
 
 
 @router.get("/shared")

@@ -16,6 +16,7 @@ from portico.model import Session, SessionState
 from portico.sessions.changes import Changes
 from portico.sessions.doors import find_signed_in
 from portico.sessions.machine import BrokerMachine
+from portico.sessions.notices import Notices
 from portico.sessions.rows import Rows
 from portico.sessions.tasks import Tasks
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 TURN_S: Final = 1.0
 PRUNE_S: Final = 600.0
+TELL_S: Final = 30.0
+"""Between two looks for sessions that end soon."""
 CUT_S: Final = 15.0
 """Between two looks for sign-ins that ran out, whose streams are cut then. What a person ends is cut at once."""
 
@@ -41,6 +44,7 @@ class Housekeeper:
         config: Config,
         machine: BrokerMachine,
         cut: Callable[[list[str]], None],
+        notices: Notices,
         clock: Callable[[], datetime],
     ) -> None:
         self._rows = rows
@@ -48,6 +52,8 @@ class Housekeeper:
         self._config = config
         self._machine = machine
         self._cut = cut
+        self._notices = notices
+        self._tell_at = 0.0
         self._clock = clock
         self._tasks = Tasks(log)
         self._prune_at = 0.0
@@ -61,6 +67,9 @@ class Housekeeper:
                 if time.monotonic() >= self._cut_at:
                     self._cut_at = time.monotonic() + CUT_S
                     self._tasks.begin("cut", self._cut_expired())
+                if time.monotonic() >= self._tell_at:
+                    self._tell_at = time.monotonic() + TELL_S
+                    self._tasks.begin("notices", self._notices.tell_soon())
                 if time.monotonic() >= self._prune_at:
                     self._prune_at = time.monotonic() + PRUNE_S
                     self._tasks.begin("prune", self._prune())
@@ -68,6 +77,7 @@ class Housekeeper:
                 await asyncio.sleep(TURN_S)
         finally:
             await self._tasks.close()
+            await self._notices.close()
 
     async def _cut_expired(self) -> None:
         """Cut the streams of sign-ins whose time is over, or that were not used for too long."""
@@ -78,6 +88,7 @@ class Housekeeper:
 
     async def _prune(self) -> None:
         """Remove what ended long ago, with its folder."""
+        await self._notices.prune()
         before = self._clock() - timedelta(days=self._config.keep_ended_days)
         ended = await self._rows.read(lambda tx: tx.list_sessions(states=(SessionState.ENDED,), limit=100_000))
         for session in ended:

@@ -22,6 +22,7 @@ from portico.schedulers.queue import WAIT_START
 from portico.sessions.catalog import Catalog
 from portico.sessions.changes import Changes
 from portico.sessions.machine import BrokerMachine
+from portico.sessions.notices import Notices
 from portico.sessions.places import Place
 from portico.sessions.reasons import WAIT_END, WAIT_SOCKET
 from portico.sessions.record import parse_record
@@ -55,6 +56,7 @@ class Keeper:
         machine: BrokerMachine,
         place: Place,
         cut: Callable[[list[str]], None],
+        notices: Notices,
         clock: Callable[[], datetime],
     ) -> None:
         self._rows = rows
@@ -64,6 +66,7 @@ class Keeper:
         self._place = place
         self._scheduler = place.cluster.scheduler
         self._cut = cut
+        self._notices = notices
         self._clock = clock
         self._news = asyncio.Event()
         self._tasks = Tasks(log)
@@ -149,19 +152,21 @@ class Keeper:
     async def finish(self, session: Session, reason: Reason, detail: str) -> None:
         """Record an end, take back what hangs on the session, and cut its streams."""
 
-        def write(tx: Transaction) -> list[Share]:
+        def write(tx: Transaction) -> tuple[Session | None, list[Share]]:
             found = tx.find_session(session.id)
             if found is None or found.state is SessionState.ENDED:
-                return []
+                return None, []
             ended = replace(found, state=SessionState.ENDED, reason=reason, detail=detail, ended=self._clock())
             tx.save_session(replace(ended, waiting_for=""))
             tx.delete_grants(session.id)
-            return tx.delete_shares(session.id)
+            return ended, tx.delete_shares(session.id)
 
-        shares = await self._rows.write(write)
+        ended, shares = await self._rows.write(write)
         await self._scheduler.forget(session.id)
         self._cut([f"session:{session.id}"])
         self._changes.tell(session.user_name, *(share.viewer_name for share in shares))
+        if ended:
+            await self._notices.on_end(ended)
 
     # getting ready
 
@@ -178,7 +183,9 @@ class Keeper:
             if found is None or found.state is not SessionState.STARTING or found.waiting_for == WAIT_END:
                 return
             if ready:
-                await self._rows.update(session.id, self._make_ready)
+                made = await self._rows.update(session.id, self._make_ready)
+                if made and made.state is SessionState.READY:
+                    await self._notices.on_ready(made)
                 return
             waited_s = (self._clock() - since).total_seconds()
             if waited_s > timeout_s:

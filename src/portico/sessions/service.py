@@ -38,6 +38,7 @@ from portico.sessions.changes import Changes
 from portico.sessions.housekeeper import Housekeeper
 from portico.sessions.keeper import Keeper
 from portico.sessions.machine import BrokerMachine
+from portico.sessions.notices import Notices, make_mailer
 from portico.sessions.placement import Choice, choose
 from portico.sessions.places import Place
 from portico.sessions.reasons import WAIT_END, WAIT_TURN
@@ -81,13 +82,14 @@ class Sessions:
         self.on_cut = on_cut
         self._clock = clock
         self._starting: dict[str, asyncio.Lock] = {}
+        self.notices = Notices(self._rows, self.changes, config.portal_origin, make_mailer(config), clock)
         self._keepers = {
-            name: Keeper(self._rows, self.changes, catalog, machine, place, self._cut, clock)
+            name: Keeper(self._rows, self.changes, catalog, machine, place, self._cut, self.notices, clock)
             for name, place in self._places.items()
         }
         for place in self._places.values():
             place.on_news = self._keepers[place.cluster.name].wake
-        self._housekeeper = Housekeeper(self._rows, self.changes, config, machine, self._cut, clock)
+        self._housekeeper = Housekeeper(self._rows, self.changes, config, machine, self._cut, self.notices, clock)
 
     def _cut(self, tags: list[str]) -> None:
         self.on_cut(tags)

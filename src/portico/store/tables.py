@@ -156,6 +156,19 @@ tickets = _pass("tickets")
 grants = _pass("grants")
 """What a ticket became: the cookie of one app in one browser."""
 
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("user_name", String(32), nullable=False, index=True),
+    Column("at", UtcTime, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("session_id", String(12), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("hint", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -11,6 +11,8 @@ from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select,
 
 from portico.model import (
     AuditEntry,
+    Notice,
+    NoticeKind,
     Reach,
     Reason,
     Role,
@@ -71,6 +73,7 @@ class Transaction:
     def delete_user(self, user: User) -> None:
         """Delete a user with all that hangs on it; the audit log stays."""
         self._db.execute(delete(t.sessions).where(t.sessions.c.user_name == user.name))
+        self._db.execute(delete(t.notices).where(t.notices.c.user_name == user.name))
         self._db.execute(delete(t.shares).where(t.shares.c.viewer_name == user.name))
         self._db.execute(delete(t.users).where(t.users.c.id == user.id))
 
@@ -335,6 +338,29 @@ class Transaction:
             "expires": expires,
         }
         self._db.execute(insert(table).values(values))
+
+    # notices
+
+    def add_notice(self, user_name: str, at: datetime, kind: NoticeKind, session_id: str, text: str, hint: str) -> None:
+        """Add a notice."""
+        values = {"user_name": user_name, "at": at, "kind": kind.value, "session_id": session_id}
+        self._db.execute(insert(t.notices).values(**values, text=text[:1000], hint=hint[:1000]))
+
+    def list_notices(self, user_name: str, limit: int) -> list[Notice]:
+        """Return a user's notices, the newest first."""
+        query = select(t.notices).where(t.notices.c.user_name == user_name).order_by(t.notices.c.id.desc())
+        return [
+            Notice(**{**row._mapping, "kind": NoticeKind(row.kind)}) for row in self._db.execute(query.limit(limit))
+        ]
+
+    def delete_notice(self, user_name: str, notice_id: int) -> bool:
+        """Delete a user's notice; return whether there was one."""
+        c = t.notices.c
+        return self._db.execute(delete(t.notices).where(c.id == notice_id, c.user_name == user_name)).rowcount > 0
+
+    def delete_notices(self, before: datetime) -> None:
+        """Delete all that are older."""
+        self._db.execute(delete(t.notices).where(t.notices.c.at < before))
 
     # audit
 

@@ -18,7 +18,7 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from portal_rig import APPS_ORIGIN, ORIGIN, World
 
-from portico.model import now
+from portico.model import NoticeKind, now
 
 WHO = ("anyone", "bob", "alice", "carol", "admin", "token", "socket")
 
@@ -61,6 +61,8 @@ ROWS = {
     "POST /jobs/{cluster}/{job_id}/limit": "sign-in none ok   none no   sign-in none",
     "POST /jobs/{cluster}/{job_id}/do/{action}": "sign-in none ok   none ok   sign-in none",  # cancel
     "GET /clusters/{cluster}": OWN_PAGE,
+    "GET /notices": OWN_PAGE,
+    "POST /notices/{notice_id}/forget": "sign-in none ok   none none sign-in none",
     "GET /account": OWN_PAGE,
     "POST /account/password": "sign-in bad  bad  bad  bad  sign-in none",  # with a wrong one
     "POST /account/tokens": OWN_PAGE,
@@ -106,6 +108,8 @@ ROWS = {
     "GET /api/v1/clusters/{cluster}/jobs/{job_id}/script": ALICES_API,
     "GET /api/v1/clusters/{cluster}/jobs/{job_id}/output": ALICES_API,
     "POST /api/v1/clusters/{cluster}/jobs/{job_id}/{action}": "sign-in none ok   none ok   ok      ok",  # cancel
+    "GET /api/v1/notices": OWN_API,
+    "DELETE /api/v1/notices/{notice_id}": "sign-in none ok   none none ok      ok",
     "GET /api/v1/shared": OWN_API,
     "GET /api/v1/users": ADMIN_API,
     "POST /api/v1/users": ADMIN_API,
@@ -191,6 +195,10 @@ def ask_as(world: World, row: str, who: str) -> Any:
         job = world.slurm.add("alice")
         world.files.files[f"/home/{job.id}.out"] = b"hello"
         values |= {"cluster": "demo", "job_id": job.id, "action": "cancel"}
+    if "{notice_id}" in path:
+        with world.store.begin() as tx:
+            tx.add_notice("alice", now(), NoticeKind.READY, "a" * 12, "Shell is ready.", "")
+            values["notice_id"] = str(tx.list_notices("alice", 1)[0].id)
     if "{name}" in path:
         values["name"] = f"target-{number}"
         world.add_user(values["name"])

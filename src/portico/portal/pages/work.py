@@ -45,6 +45,7 @@ async def show_home(request: Request, who: Who) -> Response:
         logs=logs,
         shared=await context.sessions.list_shared_with(who),
         capacity=await context.sessions.get_capacity(),
+        notices=await context.sessions.notices.list_notices(who),
     )
 
 
@@ -236,6 +237,20 @@ async def show_shared(request: Request, who: Who, session_id: str) -> Response:
     """Show a colleague's desktop or terminal; the gateway lets nothing through but looking."""
     share, session = await get_context(request).sessions.get_shared(who, session_id)
     return _with_terminal(request, render(request, "shared.html", who, share=share, session=session), session)
+
+
+@router.get("/notices")
+async def show_notices(request: Request, who: Who) -> Response:
+    """Show what one is told of one's sessions; every page fetches it."""
+    notices = await get_context(request).sessions.notices.list_notices(who)
+    return render(request, "notices.html", who, notices=notices)
+
+
+@router.post("/notices/{notice_id}/forget")
+async def forget_notice(request: Request, who: Who, notice_id: RowId, back: Text = "/") -> Response:
+    """Remove a notice."""
+    await get_context(request).sessions.notices.forget(who, notice_id)
+    return see(find_safe_path(back))
 
 
 @router.get("/events")

@@ -26,9 +26,30 @@ async function refresh() {
   show();
 }
 
+// A notice that is new is shown on whatever page one is, a desktop in full screen too; the home page lists them all.
+const nameOf = (note) => note.querySelector("form")?.getAttribute("action");
+async function announce() {
+  if (document.getElementById("notices")) return;
+  const answer = await fetch("/notices", { headers: { Accept: "text/html" }, redirect: "manual" });
+  if (!answer.ok) return;
+  const notes = [...new DOMParser().parseFromString(await answer.text(), "text/html").querySelectorAll("#notices .note")];
+  const before = sessionStorage.getItem("portico-notices");
+  const known = new Set(JSON.parse(before ?? "[]"));
+  if (before !== null) {
+    for (const note of notes.filter((one) => !known.has(nameOf(one)))) {
+      note.classList.add("toast");
+      note.setAttribute("role", "status");
+      (document.fullscreenElement ?? document.body).append(note);
+      setTimeout(() => note.remove(), 20000);
+    }
+  }
+  sessionStorage.setItem("portico-notices", JSON.stringify(notes.map(nameOf)));
+  show();
+}
+
 let due = null;
 function refreshSoon() {
-  due ??= setTimeout(() => { due = null; refresh().catch(() => {}); }, 50);
+  due ??= setTimeout(() => { due = null; refresh().catch(() => {}); announce().catch(() => {}); }, 50);
 }
 
 // A browser opens only six connections to a site (HTTP/1.1), and a feed holds one. So one page of a browser has the feed and tells
