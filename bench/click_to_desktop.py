@@ -54,6 +54,7 @@ def measure_by_hand(app: Path, user: str, install_dir: Path) -> float:
             "PORTICO_CORES": "1",
             "PORTICO_MEMORY_BYTES": str(2 << 30),
             "PORTICO_FORM_GEOMETRY": "1280x800",
+            "PORTICO_TERMINAL": str(ROOT / "src/portico/agent/terminal.py"),
             "PORTICO_PYTHON": f"{install_dir}/venv/bin/python",
             "PORTICO_APPS": str(install_dir),
         }

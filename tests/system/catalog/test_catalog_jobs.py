@@ -118,6 +118,7 @@ def start(alice: Account, tmp_path: Path) -> Iterator[Callable[..., Job]]:
             "SHELL": "/bin/bash", "LANG": "C.UTF-8", "XDG_RUNTIME_DIR": str(alice.runtime), "PORTICO_SESSION": session,
             "PORTICO_SESSION_DIR": str(folder), "PORTICO_SOCKET": str(runtime / "app.sock"),
             "PORTICO_BASE_PATH": f"/s/{session}/", "PORTICO_CORES": "1", "PORTICO_MEMORY_BYTES": "2000000000",
+            "PORTICO_TERMINAL": str(next(INSTALL_DIR.glob("venv/lib/python*/site-packages/portico/agent/terminal.py"))),
             "PORTICO_PYTHON": str(INSTALL_DIR / "venv/bin/python"), "PORTICO_APPS": str(INSTALL_DIR),
             **{f"PORTICO_FORM_{name.upper()}": value for name, value in form.items()},
         }  # fmt: skip
