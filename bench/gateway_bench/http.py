@@ -23,6 +23,15 @@ CHP: Final = "configurable-http-proxy"
 CONNECTIONS: Final = 32
 BODIES: Final = {"small": 128, "large": 64 * 1024}
 
+_CHANGING: Final = """
+local n = 0
+request = function()
+  n = n + 1
+  wrk.headers["X-Request"] = tostring(n)
+  return wrk.format(nil, wrk.path .. "?n=" .. n)
+end
+"""
+"""What a proxy made of a connection's last request is of no use for the next one then."""
 _UNITS: Final = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 _NGINX: Final = (
     "daemon off;\nworker_processes 1;\npid {folder}/{name}.pid;\nerror_log stderr;\n{user}"
@@ -66,11 +75,12 @@ def parse_wrk(text: str) -> tuple[float, float, float]:
     return float(rate[1]), p50, p99
 
 
-def measure_load(wrk: str, proxy: Proxy, body: str, seconds: int) -> Load:
+def measure_load(wrk: str, proxy: Proxy, body: str, seconds: int, script: Path | None = None) -> Load:
     """Let wrk ask for so many seconds."""
     cpu_s = proxy.running.read_cpu_s()
+    more = ["-s", str(script)] if script else []
     done = subprocess.run(
-        [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", proxy.url + body],
+        [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", *more, proxy.url + body],
         capture_output=True, text=True, timeout=seconds + 30, check=True,
     )  # fmt: skip
     return Load(*parse_wrk(done.stdout), (proxy.running.read_cpu_s() - cpu_s) / seconds)
@@ -172,16 +182,24 @@ def measure(run: Run) -> list[Figure]:
             proxies += stack.enter_context(chp_started(place, tcp))
         proxies += stack.enter_context(portico_started(place, site))
         wrk = place.tools["wrk"][0]
-        for body, scheme, kind in (
-            ("small", "http", f"body of {BODIES['small']} bytes"),
-            ("large", "http", "body of 64 KiB"),
-            ("small", "https", f"TLS, body of {BODIES['small']} bytes"),
-            ("large", "https", "TLS, body of 64 KiB"),
+        changing = place.folder / "changing.lua"
+        changing.write_text(_CHANGING)
+        for body, scheme, kind, script in (
+            ("small", "http", f"body of {BODIES['small']} bytes", None),
+            ("small", "http", f"body of {BODIES['small']} bytes, another head each time", changing),
+            ("large", "http", "body of 64 KiB", None),
+            ("small", "https", f"TLS, body of {BODIES['small']} bytes", None),
+            ("large", "https", "TLS, body of 64 KiB", None),
         ):
             peers = [one for one in proxies if one.url.startswith(f"{scheme}:")]
             for one in peers if body == "small" else ():
                 wait_for(lambda: _warm(wrk, one, body), one.name, one.running)  # noqa: B023
-            results = interleave(peers, rounds, lambda one: measure_load(wrk, one, body, seconds), lambda one: one.name)  # noqa: B023
+            results = interleave(
+                peers,
+                rounds,
+                lambda one: measure_load(wrk, one, body, seconds, script),  # noqa: B023
+                lambda one: one.name,
+            )
             target = {CHP: 3.0} if (body, scheme) == ("small", "http") else {}
             figures += [
                 Figure("http", kind, "requests/s", pick(results, lambda one: one.per_s), True, target),

@@ -26,10 +26,12 @@ from portico.gateway.head import (
     find_head_end,
     get_tokens,
     parse_request,
+    parse_request_like,
+    render_lines,
     render_response,
 )
 from portico.gateway.listening import Listening, Peer
-from portico.gateway.routes import Answer, Way
+from portico.gateway.routes import SAFE, Answer, Context, Way, make_context
 from portico.gateway.stream import Stream
 from portico.gateway.tunnel import Tunnel
 from portico.gateway.upstream import PORTAL, Upstream
@@ -48,6 +50,20 @@ _BUSY_TRIES: Final = 50
 _BUSY_S: Final = 0.02
 _TOLD: Final = (b"cookie", b"origin", b"sec-fetch-site", b"authorization")
 """Headers that the portal decides by."""
+_MEMO_BYTES: Final = 4 * 1024
+"""A longer head is not kept with its connection."""
+
+
+class _Memo:
+    """The last request's fields, and what was made of them. ``request`` and ``line`` are those of the last request."""
+
+    __slots__ = ("asked", "ends", "fields", "line", "lines", "request")
+
+    def __init__(self, line: bytes, fields: bytes, request: Request) -> None:
+        self.line, self.fields, self.request = line, fields, request
+        self.ends: tuple[str, Peer] | None = None
+        self.asked: tuple[Context, dict[str, Any]] | None = None
+        self.lines: dict[str, bytes] = {}
 
 
 class Client:
@@ -78,6 +94,7 @@ class Client:
         self._task: asyncio.Task[None] | None = None
         self._is_lingering = False
         self._is_last = False  # whether the connection ends once all is sent
+        self._memo: _Memo | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -182,7 +199,7 @@ class Client:
                     return
                 head, self._buffer = self._buffer[:end], self._buffer[end:]
                 self._begun = False
-                self._request = request = parse_request(head)
+                self._request = request = self._parse(head)
                 self.gateway.metrics.requests += 1
                 self._serve(request)
             except Refusal as refusal:
@@ -192,40 +209,102 @@ class Client:
 
     # one request
 
-    def _serve(self, request: Request) -> None:
+    def _parse(self, head: bytes) -> Request:
+        """Return the request of a head. A browser says the same fields again and again: they are looked at once.
+
+        Raises:
+            Refusal: See parse_request().
+        """
+        begin = head.find(b"\n") + 1
+        memo = self._memo
+        if memo is not None and head[begin:] == memo.fields:
+            if head[:begin] == memo.line:
+                return memo.request
+            request = parse_request_like(head[:begin], memo.request)
+            if request is not None:
+                memo.line, memo.request = head[:begin], request
+                return request
+        self._memo = None
+        request = parse_request(head)
+        if len(head) <= _MEMO_BYTES and request.framing is Framing.NONE and not request.upgrade:
+            self._memo = _Memo(head[:begin], head[begin:], request)
+        return request
+
+    def _find_ends(self, request: Request) -> tuple[str, Peer]:
+        """Return which listener a request is for, and whose it is.
+
+        Raises:
+            Refusal: Its Host is none of ours.
+        """
+        memo = self._memo
+        if memo is not None and memo.request is request and memo.ends is not None:
+            return memo.ends
         listener = self._listening.find_listener(request.get(b"host"))
         if not listener:
             raise Refusal(421, "the Host header")
-        peer = self._listening.find_peer(request, self._address)
+        ends = listener, self._listening.find_peer(request, self._address)
+        if memo is not None and memo.request is request:
+            memo.ends = ends
+        return ends
+
+    def _describe(self, request: Request, listener: str, peer: Peer) -> tuple[Context, dict[str, Any]]:
+        """Return what a decision may depend on, and what the portal is asked."""
+        memo = self._memo
+        if memo is not None and memo.request is request and memo.asked is not None:
+            context, before = memo.asked
+            if context[0] is (request.method in SAFE):
+                return context, {**before, "method": request.method, "target": request.path}
+        asked = _describe(request, listener, peer)
+        context = make_context(asked)
+        if memo is not None and memo.request is request:
+            memo.asked = context, asked
+        return context, asked
+
+    def _render_for(self, request: Request, whose: str, make: Callable[[], list[Header]]) -> bytes:
+        """Return the request's headers as the portal or an app gets them, rendered."""
+        memo = self._memo
+        if memo is None or memo.request is not request:
+            return render_lines(make())
+        if (lines := memo.lines.get(whose)) is None:
+            lines = memo.lines[whose] = render_lines(make())
+        return lines
+
+    def _serve(self, request: Request) -> None:
+        listener, peer = self._find_ends(request)
         is_portals = request.path.startswith(PORTAL_PATHS) if listener == "apps" else not request.upgrade
         if is_portals:
             if request.upgrade:
                 raise Refusal(400, "no WebSocket here")
-            headers = forward.make_portal_headers(request, listener=listener, address=peer.address, scheme=peer.scheme)
-            self._go_to_portal(request, headers)
+            lines = self._render_for(
+                *(request, "portal"),
+                lambda: forward.make_portal_headers(
+                    request, listener=listener, address=peer.address, scheme=peer.scheme
+                ),
+            )
+            self._go_to_portal(request, lines)
             return
-        asked = _describe(request, listener, peer)
-        way = self.gateway.routes.find_kept(asked)
+        context, asked = self._describe(request, listener, peer)
+        way = self.gateway.routes.find_kept(context, asked["target"])
         if way is not None:
             self._go_to_app(request, way, peer)
         else:
             self._begin(request, self._ask(request, asked, peer))
 
-    def _go_to_portal(self, request: Request, headers: list[Header]) -> None:
+    def _go_to_portal(self, request: Request, lines: bytes) -> None:
         pool = self.gateway.pool
         upstream = pool.take(PORTAL, surely=request.method not in IDEMPOTENT) or pool.open_portal(pool)
         if upstream is None:
-            self._begin(request, self._wait_for_portal(request, headers))
+            self._begin(request, self._wait_for_portal(request, lines))
         else:
             self._go(
                 *(
                     request,
                     upstream,
-                    headers,
+                    lines,
                     forward.make_portal_answer_headers,
                     self.gateway.limits.portal_body_bytes,
                 ),
-                *(self.gateway.limits.portal_answer_s, frozenset(), lambda: self._go_to_portal(request, headers)),
+                *(self.gateway.limits.portal_answer_s, frozenset(), lambda: self._go_to_portal(request, lines)),
             )
 
     def _go_to_app(self, request: Request, way: Way, peer: Peer) -> None:
@@ -237,9 +316,11 @@ class Client:
             self._go_by(request, way, peer, upstream)
 
     def _go_by(self, request: Request, way: Way, peer: Peer, upstream: Upstream) -> None:
-        headers = forward.make_app_headers(request, address=peer.address, scheme=peer.scheme)
+        lines = self._render_for(
+            request, "app", lambda: forward.make_app_headers(request, address=peer.address, scheme=peer.scheme)
+        )
         self._go(
-            *(request, upstream, headers, forward.make_app_answer_headers, None),
+            *(request, upstream, lines, forward.make_app_answer_headers, None),
             *(self.gateway.limits.app_answer_s, way.tags, lambda: self._go_to_app(request, way, peer)),
         )
 
@@ -247,7 +328,7 @@ class Client:
         self,
         request: Request,
         upstream: Upstream,
-        headers: list[Header],
+        lines: bytes,
         filter_answer: Callable[..., list[Header]],
         limit_bytes: int | None,
         answer_s: float,
@@ -259,7 +340,7 @@ class Client:
             self._guard(request, again)
 
         self._exchange = exchange = Exchange(
-            self, request, upstream, headers, filter_answer, limit_bytes, answer_s, tags, retry
+            self, request, upstream, lines, filter_answer, limit_bytes, answer_s, tags, retry
         )
         try:
             exchange.start()
@@ -320,12 +401,12 @@ class Client:
             raise
         self._go_by(request, way, peer, self.gateway.pool.open_descriptor(fd, way.key, self.gateway.pool))
 
-    async def _wait_for_portal(self, request: Request, headers: list[Header]) -> None:
+    async def _wait_for_portal(self, request: Request, lines: bytes) -> None:
         for _ in range(_BUSY_TRIES):
             await asyncio.sleep(_BUSY_S)
             if (upstream := self.gateway.pool.open_portal(self.gateway.pool)) is not None:
                 self.gateway.pool.give(upstream)
-                self._go_to_portal(request, headers)
+                self._go_to_portal(request, lines)
                 return
         raise Unavailable("Portico has too much to do.", why="Its portal takes no more requests.", retry_after_s=2)
 

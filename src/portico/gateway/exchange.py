@@ -15,6 +15,7 @@ from portico.gateway.end import READ_BYTES, End
 from portico.gateway.flow import Flow
 from portico.gateway.forward import make_switching_headers
 from portico.gateway.head import (
+    REASONS,
     Framing,
     Header,
     Refusal,
@@ -24,7 +25,7 @@ from portico.gateway.head import (
     get,
     get_tokens,
     parse_response,
-    render_request,
+    render_head,
     render_response,
 )
 from portico.gateway.upstream import Upstream
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _ANSWER_HEAD_BYTES: Final = 64 * 1024
 _INTERIM_ANSWERS: Final = 8
+_MEMO_BYTES: Final = 4 * 1024
+"""What is longer is not kept with its connection."""
 
 Filter = Callable[[Sequence[Header]], list[Header]]
 
@@ -45,7 +48,7 @@ class Exchange:
     Args:
         client: Whose it is.
         upstream: Where it goes; closed here unless its answer was taken whole.
-        headers: Of the request as sent on, without framing.
+        lines: The request's headers as sent on, rendered, without framing.
         filter_answer: From the answer's headers to those that the client gets, without framing.
         limit_bytes: Largest body; None for no limit.
         answer_s: From the end of the request until the answer begins.
@@ -54,7 +57,7 @@ class Exchange:
     """
 
     __slots__ = (
-        *("_answer_s", "_body", "_body_taken", "_buffer", "_client", "_filter_answer", "_flow", "_headers", "_interim"),
+        *("_answer_s", "_body", "_body_taken", "_buffer", "_client", "_filter_answer", "_flow", "_interim", "_lines"),
         *("_is_over", "_keep", "_limit_bytes", "_rechunk", "_request", "_response", "_retry", "_sent_all", "_upstream"),
         *("_answer_body", "answered", "tags"),
     )
@@ -65,7 +68,7 @@ class Exchange:
         client: Client,
         request: Request,
         upstream: Upstream,
-        headers: list[Header],
+        lines: bytes,
         filter_answer: Filter,
         limit_bytes: int | None,
         answer_s: float,
@@ -73,7 +76,7 @@ class Exchange:
         retry: Callable[[], None],
     ) -> None:
         self._client, self._request, self._upstream = client, request, upstream
-        self._headers, self._filter_answer = headers, filter_answer
+        self._lines, self._filter_answer = lines, filter_answer
         self._limit_bytes, self._answer_s, self._retry = limit_bytes, answer_s, retry
         self.tags = tags
         self.answered = False  # whether anything was sent to the client
@@ -96,11 +99,11 @@ class Exchange:
         Raises:
             Refusal: It can't be served.
         """
-        request, headers = self._request, self._headers
+        request, framing = self._request, b"\r\n"
         if request.framing is Framing.CHUNKED:
-            headers = [*headers, (b"Transfer-Encoding", b"chunked")]
+            framing = b"Transfer-Encoding: chunked\r\n\r\n"
         elif request.framing is Framing.LENGTH or request.method in ("POST", "PUT", "PATCH"):
-            headers = [*headers, (b"Content-Length", b"%d" % request.length)]
+            framing = b"Content-Length: %d\r\n\r\n" % request.length
         if self._limit_bytes is not None and request.length > self._limit_bytes:
             self._upstream.close()
             raise Refusal(413, f"the limit is {self._limit_bytes >> 20} MiB")
@@ -111,7 +114,8 @@ class Exchange:
         if request.framing is not Framing.NONE:
             self._body, self._body_taken = Body(request.framing, request.length), False
         try:
-            self._upstream.send(render_request(request.method, request.target, headers))
+            line = f"{request.method} {request.target} HTTP/1.1\r\n".encode("ascii")
+            self._upstream.send(line + self._lines + framing)
         except OSError:
             self._on_no_answer()
             return
@@ -234,7 +238,14 @@ class Exchange:
         if not end:
             return None
         head, self._buffer = self._buffer[:end], self._buffer[end:]
-        response = parse_response(head, self._request.method)
+        memo, method = self._upstream.memo, self._request.method
+        if memo is not None and memo[0] == head and memo[1] == method:
+            return memo[2]
+        response = parse_response(head, method)
+        if response.status >= 200 and end <= _MEMO_BYTES:
+            filtered = self._filter_answer(response.headers)
+            lines = render_head(b"HTTP/1.1 %d %b" % (response.status, REASONS.get(response.status, b"")), filtered)
+            self._upstream.memo = head, method, response, lines[:-2]
         if response.status == 101 and not self._request.upgrade:
             raise Refusal(502, "it switched protocols unasked")
         return response
@@ -244,7 +255,9 @@ class Exchange:
             self._switch(response)
             return
         request, client = self._request, self._client
-        headers = self._filter_answer(response.headers)
+        memo, headers = self._upstream.memo, list[Header]()
+        if memo is None or memo[2] is not response:
+            headers = self._filter_answer(response.headers)
         framing = response.framing
         self._response = response
         self._answer_body = body = Body(framing, response.length)
@@ -267,7 +280,11 @@ class Exchange:
             headers.append((b"Connection", b"keep-alive"))
         self._keep = keep
         client.deadline = client.never
-        out = render_response(response.status, headers) + self._feed()
+        if memo is not None and memo[2] is response:
+            head = b"".join((memo[3], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"))
+        else:
+            head = render_response(response.status, headers)
+        out = head + self._feed()
         if body.done:
             self._finish(out)
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
@@ -20,7 +20,9 @@ Header = tuple[bytes, bytes]
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _FIELDS: Final = rb"(?:" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*\r\n"  # no NUL, no bare CR or LF, no obs-fold
-_REQUEST: Final = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.[01]\r\n" + _FIELDS)
+_FIRST: Final = _TOKEN + rb" [\x21-\x7e]+ HTTP/1\.[01]\r\n"
+_LINE: Final = re.compile(_FIRST)
+_REQUEST: Final = re.compile(_FIRST + _FIELDS)
 _RESPONSE: Final = re.compile(rb"HTTP/1\.[01] [1-5][0-9][0-9](?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r\n" + _FIELDS)
 _DOT_SEGMENT: Final = re.compile(rb"/(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}\Z")
@@ -146,23 +148,10 @@ def parse_request(head: bytes, *, limit_count: int = 100) -> Request:
     if _REQUEST.fullmatch(head) is None:
         raise Refusal(400, "malformed header")
     fields = _Fields()
-    parser = httptools.HttpRequestParser(fields)
-    try:
-        parser.feed_data(head)
-    except httptools.HttpParserUpgrade:
-        pass
-    except httptools.HttpParserError:
-        raise Refusal(400, "malformed header") from None
-    method, headers = parser.get_method().decode("ascii"), tuple(fields.headers)
-    minor = int(parser.get_http_version()[-1])
+    method, minor = _feed_request(head, fields)
+    headers = tuple(fields.headers)
     _check_fields(headers, limit_count)
-    if method not in METHODS:
-        raise Refusal(405, "method", [(b"Allow", ", ".join(sorted(METHODS)).encode())])
-    target = fields.url
-    if not target.startswith(b"/") or target.startswith(b"//") or b"#" in target:
-        raise Refusal(400, "request target")
-    if _DOT_SEGMENT.search(target.partition(b"?")[0]):
-        raise Refusal(400, "dot segment in request target")
+    target = _check_line(method, fields.url)
     if minor == 1 and not any(name.lower() == b"host" for name, _ in headers):
         raise Refusal(400, "no Host")
     framing, length = _parse_framing(headers)
@@ -179,7 +168,7 @@ def parse_request(head: bytes, *, limit_count: int = 100) -> Request:
         raise Refusal(417, "expectation")
     return Request(
         method=method,
-        target=target.decode("ascii"),
+        target=target,
         minor=minor,
         headers=headers,
         framing=framing,
@@ -188,6 +177,54 @@ def parse_request(head: bytes, *, limit_count: int = 100) -> Request:
         upgrade=upgrade,
         expects_continue=bool(expect) and minor == 1 and framing is not Framing.NONE,
     )
+
+
+def _feed_request(head: bytes, fields: _Fields) -> tuple[str, int]:
+    """Return method and minor version.
+
+    Raises:
+        Refusal: llhttp takes it for none.
+    """
+    parser = httptools.HttpRequestParser(fields)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError:
+        raise Refusal(400, "malformed header") from None
+    return parser.get_method().decode("ascii"), int(parser.get_http_version()[-1])
+
+
+def _check_line(method: str, target: bytes) -> str:
+    """Return the target as text.
+
+    Raises:
+        Refusal: Method or target are not served here.
+    """
+    if method not in METHODS:
+        raise Refusal(405, "method", [(b"Allow", ", ".join(sorted(METHODS)).encode())])
+    if not target.startswith(b"/") or target.startswith(b"//") or b"#" in target:
+        raise Refusal(400, "request target")
+    if _DOT_SEGMENT.search(target.partition(b"?")[0]):
+        raise Refusal(400, "dot segment in request target")
+    return target.decode("ascii")
+
+
+def parse_request_like(line: bytes, like: Request) -> Request | None:
+    """Return the request with this first line, CR LF included, and the very fields of ``like``.
+
+    None where the whole head has to be looked at: with a body, an upgrade, an expectation, another version, and where
+    the line is to be refused.
+    """
+    if like.framing is not Framing.NONE or like.upgrade or like.expects_continue or _LINE.fullmatch(line) is None:
+        return None
+    fields = _Fields()
+    try:
+        method, minor = _feed_request(line + b"\r\n", fields)
+        target = _check_line(method, fields.url)
+    except Refusal:
+        return None
+    return replace(like, method=method, target=target) if minor == like.minor else None
 
 
 def parse_response(head: bytes, method: str, *, limit_count: int = 200) -> Response:
@@ -224,6 +261,16 @@ def parse_response(head: bytes, method: str, *, limit_count: int = 200) -> Respo
 def render_request(method: str, target: str, headers: Iterable[Header]) -> bytes:
     """Return the head of an HTTP/1.1 request."""
     return render_head(f"{method} {target} HTTP/1.1".encode("latin-1"), headers)
+
+
+def render_lines(headers: Iterable[Header]) -> bytes:
+    """Return the lines of headers, CR LF behind each.
+
+    Raises:
+        ValueError: A value would break its line, which is a defect of the caller.
+
+    """
+    return render_head(b"", headers)[2:-2]
 
 
 def render_response(status: int, headers: Iterable[Header]) -> bytes:

@@ -34,6 +34,9 @@ ASK_S: Final = 10.0
 HELLO_TAGS: Final = 2000
 """Tags in one ``hello``: with 40 bytes each it is well below a message's limit; more tags take more notices."""
 
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing (RFC 9110, 9.2.1)."""
+
 _CUTS_REMEMBERED_S: Final = 2 * ASK_S
 _CONTROLS: Final = frozenset(map(chr, [*range(32), 127]))
 
@@ -260,10 +263,9 @@ class Routes:
         others = [one for one in self._kept.pop(context, []) if one.way.prefix != way.prefix]
         self._kept[context] = [*others[-15:], _Kept(copy, expires)]
 
-    def find_kept(self, request: Json) -> Way | None:
+    def find_kept(self, context: Context, path: str) -> Way | None:
         """Return a decision that the portal allowed to be kept; it has no descriptor."""
-        path = request["target"]
-        for kept in self._kept.get(make_context(request), ()):
+        for kept in self._kept.get(context, ()):
             if path.startswith(kept.way.prefix) and kept.expires > asyncio.get_running_loop().time():
                 return kept.way
         return None
@@ -348,7 +350,7 @@ def make_context(request: Json) -> Context:
     """Return all that a decision may depend on besides the path; what differs in any of it is asked for anew."""
     headers: dict[str, str] = request["headers"]
     return (
-        request["method"] in ("GET", "HEAD", "OPTIONS"),
+        request["method"] in SAFE,
         request["listener"],
         request["host"],
         request["scheme"],

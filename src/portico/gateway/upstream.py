@@ -12,6 +12,7 @@ from typing import Final
 
 from portico.errors import TooMany, Unavailable
 from portico.gateway.end import End, Owner
+from portico.gateway.head import Response
 from portico.gateway.plane import Plane
 
 PORTAL: Final = "portal"
@@ -21,13 +22,17 @@ IDLE_IN_ALL: Final = 1024
 
 
 class Upstream(End):
-    """A connection to whoever answers requests of ``key``. ``used`` once it has carried an exchange."""
+    """A connection to whoever answers requests of ``key``. ``used`` once it has carried an exchange.
 
-    __slots__ = ("_pool", "idle_since", "key", "used")
+    ``memo`` is the last answer's head and what was made of it: apps give many answers with the very same one.
+    """
+
+    __slots__ = ("_pool", "idle_since", "key", "memo", "used")
 
     def __init__(self, plane: Plane, sock: socket.socket, pool: Pool, key: str) -> None:
         self.key = key
         self.used = False
+        self.memo: tuple[bytes, str, Response, bytes] | None = None
         self.idle_since = 0.0
         self._pool = pool
         super().__init__(plane, sock, pool)

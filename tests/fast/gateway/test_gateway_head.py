@@ -13,6 +13,7 @@ from portico.gateway.head import (
     Refusal,
     find_head_end,
     parse_request,
+    parse_request_like,
     parse_response,
     render_head,
     render_request,
@@ -279,3 +280,45 @@ def test_cookies_of_ours_do_not_go_on() -> None:
 )
 def test_cookies_that_an_app_may_set(value: bytes, kept: bytes | None) -> None:
     assert forward.filter_set_cookie(value) == kept
+
+
+FIELDS = [
+    b"Host: a\r\n\r\n",
+    b"Host: a\r\nConnection: close\r\n\r\n",
+    b"Host: a\r\nCookie: x=y\r\nAccept: */*\r\n\r\n",
+    b"Host: a\r\nContent-Length: 0\r\n\r\n",
+    b"Host: a\r\nContent-Length: 3\r\n\r\n",
+    b"Host: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"Host: a\r\nExpect: 100-continue\r\nContent-Length: 0\r\n\r\n",
+    b"Host: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    b"\r\n",
+]
+
+
+@given(
+    st.one_of(
+        st.builds(
+            lambda *parts: b"%b %b HTTP/1.%b\r\n" % parts,
+            st.sampled_from([b"GET", b"HEAD", b"POST", b"DELETE", b"TRACE", b"CONNECT", b"get", b"PRI", b"G ET"]),
+            st.one_of(
+                st.sampled_from(
+                    [b"/", b"*", b"//x", b"/a/../b", b"/a/%2e%2e/b", b"http://a/", b"/#x", b"/\x00", b"a:1"]
+                ),
+                st.binary(max_size=12).map(lambda rest: b"/" + rest),
+            ),
+            st.sampled_from([b"0", b"1", b"2"]),
+        ),
+        st.binary(max_size=24).map(lambda line: line + b"\r\n"),
+    ),
+    st.sampled_from(FIELDS),
+    st.sampled_from([b"GET / HTTP/1.1\r\n", b"GET /x HTTP/1.0\r\n", b"POST / HTTP/1.1\r\n"]),
+)
+def test_the_same_fields_again_are_the_same_request(line: bytes, fields: bytes, before: bytes) -> None:
+    try:
+        like = parse_request(before + fields)
+    except Refusal:
+        return
+    known = parse_request_like(line, like)
+    if known is not None:  # else it is parsed whole
+        assert known == parse_request(line + fields)
