@@ -284,7 +284,7 @@ class Client:
             self._go_to_portal(request, lines)
             return
         context, asked = self._describe(request, listener, peer)
-        way = self.gateway.routes.find_kept(context, asked["target"])
+        way = self.gateway.routes.find_kept(context, asked["target"], self.gateway.plane.now)
         if way is not None:
             self._go_to_app(request, way, peer)
         else:

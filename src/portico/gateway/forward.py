@@ -6,6 +6,7 @@ reaches it, and nothing it says may reach beyond its own path on the apps' origi
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -108,11 +109,17 @@ def _pass_on(request: Request) -> Iterable[Header]:
     named = set(get_tokens(request.headers, b"connection"))
     for name, value in request.headers:
         key = name.lower()
-        if key in HOP_BY_HOP or key in named or _OURS.match(key):
+        if key in named or _is_kept_here(key):
             continue
         if key in _WEBSOCKET_REQUEST and not request.upgrade:
             continue
         yield name, value
+
+
+@functools.lru_cache(1024)
+def _is_kept_here(key: bytes) -> bool:
+    """Return whether a request's header goes no further, by its name in lower case."""
+    return key in HOP_BY_HOP or _OURS.match(key) is not None
 
 
 def _pass_back(headers: Sequence[Header]) -> Iterable[Header]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 import httptools
 
@@ -57,8 +56,7 @@ class Framing(enum.Enum):
     CLOSE = "close"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request's head. ``headers`` keep their order and spelling; ``length`` is the body's with Framing.LENGTH."""
 
     method: str
@@ -81,8 +79,7 @@ class Request:
         return self.target.partition("?")[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """A response's head. ``reusable``: the connection can carry another exchange once the body has ended."""
 
     status: int
@@ -150,20 +147,20 @@ def parse_request(head: bytes, *, limit_count: int = 100) -> Request:
     fields = _Fields()
     method, minor = _feed_request(head, fields)
     headers = tuple(fields.headers)
-    _check_fields(headers, limit_count)
+    known = _check_fields(headers, limit_count)
     target = _check_line(method, fields.url)
-    if minor == 1 and not any(name.lower() == b"host" for name, _ in headers):
+    if minor == 1 and b"host" not in known:
         raise Refusal(400, "no Host")
-    framing, length = _parse_framing(headers)
+    framing, length = _parse_framing(known)
     if framing is Framing.CHUNKED and minor == 0:
         raise Refusal(400, "transfer coding in HTTP/1.0")
     if framing is Framing.CLOSE or (framing is Framing.LENGTH and length == 0):
         framing = Framing.NONE
-    connection = get_tokens(headers, b"connection")
+    connection = get_tokens(headers, b"connection") if b"connection" in known else ()
     upgrade = b"upgrade" in connection and get_tokens(headers, b"upgrade") == [b"websocket"]
     if upgrade:
         _check_upgrade(method, minor, headers, framing)
-    expect = get(headers, b"expect").lower()
+    expect = known.get(b"expect", b"").lower()
     if expect not in (b"", b"100-continue"):
         raise Refusal(417, "expectation")
     return Request(
@@ -224,7 +221,7 @@ def parse_request_like(line: bytes, like: Request) -> Request | None:
         target = _check_line(method, fields.url)
     except Refusal:
         return None
-    return replace(like, method=method, target=target) if minor == like.minor else None
+    return like._replace(method=method, target=target) if minor == like.minor else None
 
 
 def parse_response(head: bytes, method: str, *, limit_count: int = 200) -> Response:
@@ -246,8 +243,7 @@ def parse_response(head: bytes, method: str, *, limit_count: int = 200) -> Respo
         raise Refusal(502, "malformed answer") from None
     status, headers = parser.get_status_code(), tuple(fields.headers)
     try:
-        _check_fields(headers, limit_count)
-        framing, length = _parse_framing(headers)
+        framing, length = _parse_framing(_check_fields(headers, limit_count))
     except Refusal as refusal:
         raise Refusal(502, f"answer: {refusal.reason}") from None
     if method == "HEAD" or status < 200 or status in (204, 304):
@@ -292,25 +288,27 @@ def render_head(first_line: bytes, headers: Iterable[Header]) -> bytes:
     return head
 
 
-def _check_fields(headers: Sequence[Header], limit_count: int) -> None:
+def _check_fields(headers: Sequence[Header], limit_count: int) -> dict[bytes, bytes]:
+    """Return the fields by their names in lower case; of those that may come several times, the last.
+
+    Raises:
+        Refusal: There are too many, or two of one that may come once only.
+    """
     if len(headers) > limit_count:
         raise Refusal(431, "too many headers")
-    seen: set[bytes] = set()
-    for name, _ in headers:
-        key = name.lower()
-        if key in seen and key in SINGLE:
-            raise Refusal(400, "header given twice")
-        seen.add(key)
+    known = {name.lower(): value for name, value in headers}
+    if len(known) < len(headers):
+        seen: set[bytes] = set()
+        for name, _ in headers:
+            key = name.lower()
+            if key in seen and key in SINGLE:
+                raise Refusal(400, "header given twice")
+            seen.add(key)
+    return known
 
 
-def _parse_framing(headers: Sequence[Header]) -> tuple[Framing, int]:
-    coding, length = None, None
-    for name, value in headers:
-        key = name.lower()
-        if key == b"transfer-encoding":
-            coding = value
-        elif key == b"content-length":
-            length = value
+def _parse_framing(known: Mapping[bytes, bytes]) -> tuple[Framing, int]:
+    coding, length = known.get(b"transfer-encoding"), known.get(b"content-length")
     if coding is not None:
         if length is not None:
             raise Refusal(400, "both length and transfer coding")

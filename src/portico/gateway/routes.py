@@ -263,10 +263,10 @@ class Routes:
         others = [one for one in self._kept.pop(context, []) if one.way.prefix != way.prefix]
         self._kept[context] = [*others[-15:], _Kept(copy, expires)]
 
-    def find_kept(self, context: Context, path: str) -> Way | None:
-        """Return a decision that the portal allowed to be kept; it has no descriptor."""
+    def find_kept(self, context: Context, path: str, at: float) -> Way | None:
+        """Return a decision that the portal allowed to be kept, by the plane's time; it has no descriptor."""
         for kept in self._kept.get(context, ()):
-            if path.startswith(kept.way.prefix) and kept.expires > asyncio.get_running_loop().time():
+            if path.startswith(kept.way.prefix) and kept.expires > at:
                 return kept.way
         return None
 
