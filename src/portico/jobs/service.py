@@ -212,12 +212,31 @@ class Jobs:
         queue, _ = await self._read_queue(cluster)
         job = next((job for job in queue.jobs if job_id in (job.id, job.shown_id)), None)
         if job is None:
+            job = await self._find_new(cluster, job_id)
+        if job is None:
             with contextlib.suppress(PorticoError):
                 history = await self.list_history(who, cluster.name, HISTORY_DAYS)
                 job = next((one for one in history if job_id in (one.id, one.shown_id)), None)
         if job is None or (job.user_name != who.user_name and not may(who, Permission.JOB_LIST)):
             raise NotFound("There is no such job.", hint="Slurm forgets jobs that ended; look at the history.")
         return job
+
+    async def _find_new(self, cluster: Cluster, job_id: str) -> Job | None:
+        """Return a job that was submitted just now, and that the queue's last answer does not have yet."""
+        for status in (await cluster.scheduler.query()).values():
+            if status.batch and status.job_id == job_id:
+                return Job(
+                    job_id,
+                    status.user_name,
+                    status.state,
+                    status.state.value.upper(),
+                    key=status.key,
+                    shown_id=job_id,
+                    waiting_for=status.waiting_for,
+                    reason=status.reason,
+                    detail=status.detail,
+                )
+        return None
 
     async def _find_own(self, who: Identity, cluster: Cluster, job_id: str) -> Job:
         job = await self._find(who, cluster, job_id)
