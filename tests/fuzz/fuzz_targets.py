@@ -7,6 +7,8 @@ bytes are cut, and what an independent implementation understands; that what is 
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,6 +36,7 @@ from portico.gateway.head import (
     render_head,
     render_request,
 )
+from portico.gateway.lines import LINE_BYTES, Hello, LineReader, NotUnderstood, parse_first
 
 LIMIT_BYTES = 32 * 1024
 KEPT_BYTES = 6 * 1024
@@ -347,6 +350,42 @@ def check_pty(data: bytes) -> None:
         assert out == expected
 
 
+def check_relay(data: bytes) -> None:
+    """The relay's lines: the same wherever they are cut, never more kept than a line, and a first line is one of two."""
+    lines, whole = [], data
+    reader = LineReader()
+    try:
+        while found := reader.take(whole):
+            lines.append(found[0])
+            whole = found[1]
+    except NotUnderstood:
+        lines.append(None)  # type: ignore[arg-type]
+    again, cut = [], LineReader()
+    try:
+        for at in range(len(data)):
+            assert len(cut._pending) < LINE_BYTES
+            rest = data[at : at + 1]
+            while found := cut.take(rest):
+                again.append(found[0])
+                rest = found[1]
+    except NotUnderstood:
+        again.append(None)  # type: ignore[arg-type]
+    assert repr(lines) == repr(again)
+    for line, raw in zip(lines, data.split(b"\n"), strict=False):
+        if line is None:
+            break
+        assert repr(json.loads(raw)) == repr(line)
+        try:
+            first = parse_first(line)
+        except NotUnderstood:
+            continue
+        if isinstance(first, Hello):
+            assert re.fullmatch(r"[a-z][a-z0-9]{11}", first.session) and len(first.token) <= 200
+            assert first.node.isprintable() and len(first.node) <= 100
+        else:
+            assert re.fullmatch(r"[0-9a-f]{32}", first)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "head": check_head,
     "answer": check_answer,
@@ -355,4 +394,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "rfb": check_rfb,
     "rfb-start": check_rfb_start,
     "pty": check_pty,
+    "relay": check_relay,
 }
