@@ -7,6 +7,7 @@ and it is enough, because nothing here reads by itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import ssl
@@ -19,6 +20,8 @@ READ_BYTES: Final = 64 * 1024
 _RECORD_BYTES: Final = 16 * 1024  # a TLS record's (RFC 8446, 5.1): what OpenSSL may ask to be given again
 _TURN_BYTES: Final = 1024 * 1024
 _CALL_COST_BYTES: Final = 4 * 1024
+KEPT_ALWAYS_BYTES: Final = 32 * 1024
+"""What an end may keep even where all of them together keep too much."""
 
 
 class Owner(Protocol):
@@ -126,14 +129,32 @@ class End:
             OSError: The connection broke.
         """
         if self.out is not None:
-            self.out = memoryview(b"".join((self.out, data)))
+            self._keep(memoryview(b"".join((self.out, data))))
             return False
         sent = self._push(data)
         if sent == len(data):
             return True
-        self.out = memoryview(bytes(data[sent:]))
+        self._keep(memoryview(bytes(data[sent:])))
         self._plane.change(self._fd, READ | WRITE)
         return False
+
+    def _keep(self, out: memoryview) -> None:
+        """Keep what was not taken.
+
+        Raises:
+            OSError: All ends together keep more than there is room for, and this one more than a little.
+        """
+        plane = self._plane
+        plane.kept_bytes += len(out) - (len(self.out) if self.out is not None else 0)
+        self.out = out
+        if plane.kept_bytes > plane.kept_most_bytes and len(out) > KEPT_ALWAYS_BYTES:
+            raise OSError(errno.ENOBUFS, "too much waits for clients that are too slow")
+
+    def drop_kept(self) -> None:
+        """Forget what was not taken: it can't be sent any more."""
+        if self.out is not None:
+            self._plane.kept_bytes -= len(self.out)
+            self.out = None
 
     def _push(self, data: bytes | memoryview) -> int:
         try:
@@ -152,7 +173,7 @@ class End:
         if not self.closed:
             self.closed = True
             self.readable = False
-            self.out = None
+            self.drop_kept()
             self._plane.detach(self._fd)
             self.sock.close()
 
@@ -188,9 +209,10 @@ class End:
         if sent:
             self.heard = self._plane.now  # it has taken what waited
         if sent < len(self.out):
+            self._plane.kept_bytes -= sent
             self.out = self.out[sent:]
             return True
-        self.out = None
+        self.drop_kept()
         self._plane.change(self._fd, READ)
         self.owner.on_writable(self)
         return not self.closed

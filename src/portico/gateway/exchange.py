@@ -190,7 +190,7 @@ class Exchange:
     def on_broken(self, end: End) -> None:
         """Send no more; the answer may still come."""
         self._body = None
-        end.out = None
+        end.drop_kept()
         end.readable = True
         self.on_readable(end)
 

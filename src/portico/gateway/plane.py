@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 BUFFER_BYTES: Final = 256 * 1024
 """What is read at once: a little more than what a Unix socket holds by default (net.core.wmem_default, 212,992)."""
 
+KEPT_MOST_BYTES: Final = 256 * 1024 * 1024
+"""What may wait for slow clients in all; beyond it those who keep much are closed, and come back."""
+
 HEADROOM_BYTES: Final = 16
 """In front of what is read, for the header of the frame that it becomes."""
 
@@ -56,6 +59,8 @@ class Plane(selectors.BaseSelector):
         self._turns: list[Served] = []
         self.now = time.monotonic()
         self.buffer = memoryview(bytearray(HEADROOM_BYTES + BUFFER_BYTES))
+        self.kept_bytes = 0  # what all ends together could not send yet
+        self.kept_most_bytes = KEPT_MOST_BYTES
         self.slowest_s = 0.0  # the longest time between two waits since somebody set it to 0
 
     # for the data plane

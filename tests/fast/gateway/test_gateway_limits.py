@@ -18,6 +18,10 @@ from portico.gateway.limits import Limits, raise_descriptor_limit
 
 GET = f"GET /s/{SESSION}/slow HTTP/1.1\r\nHost: HOST\r\n\r\n".encode()
 CROWD = 1000
+UPGRADE = (
+    b"GET /stream HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: http://HOST\r\n\r\n"
+)
 
 
 def run(work: Coroutine[Any, Any, None], timeout_s: float = 60) -> None:
@@ -145,6 +149,39 @@ def test_a_crowd_beyond_an_addresss_share_is_refused_clearly() -> None:
             await until(lambda: not rig.gateway._clients)
             async with rig.exchange(b"GET / HTTP/1.1\r\nHost: HOST\r\n\r\n") as welcome:
                 assert (await welcome.answer()).status == 200
+
+    run(test())
+
+
+def test_what_waits_for_slow_clients_is_bounded_in_all() -> None:
+    async def firehose(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(bytes(1 << 20))
+            await writer.drain()
+
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.route_stream(echo)
+            async with rig.websocket() as good:
+                plane = rig.gateway.plane
+                plane.kept_most_bytes = 256 * 1024
+                app = await rig.add_app(firehose, "b" * 12)
+                rig.portal.app = "b" * 12
+                slow = []
+                for _ in range(20):
+                    raw = await rig.open()
+                    raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+                    raw.send(UPGRADE)
+                    slow.append(raw)
+                await until(lambda: app.connections == 20, what="all are there")
+                for _ in range(100):
+                    await good.send(b"x" * 100)
+                    assert await good.recv() == b"x" * 100
+                    assert plane.kept_bytes <= 20 * 32 * 1024 + 256 * 1024 + 256 * 1024
+                for raw in slow:
+                    raw.writer.transport.abort()
+                await until(lambda: len(rig.gateway._clients) == 1, 10)
+                await until(lambda: plane.kept_bytes == 0)
 
     run(test())
 
