@@ -209,10 +209,7 @@ class Jobs:
         Raises:
             NotFound: There is none.
         """
-        queue, _ = await self._read_queue(cluster)
-        job = next((job for job in queue.jobs if job_id in (job.id, job.shown_id)), None)
-        if job is None:
-            job = await self._find_new(cluster, job_id)
+        job = await self._find_in_queue(cluster, job_id) or await self._find_new(cluster, job_id)
         if job is None:
             with contextlib.suppress(PorticoError):
                 history = await self.list_history(who, cluster.name, HISTORY_DAYS)
@@ -221,9 +218,16 @@ class Jobs:
             raise NotFound("There is no such job.", hint="Slurm forgets jobs that ended; look at the history.")
         return job
 
+    async def _find_in_queue(self, cluster: Cluster, job_id: str) -> Job | None:
+        queue, _ = await self._read_queue(cluster)
+        return next((job for job in queue.jobs if job_id in (job.id, job.shown_id)), None)
+
     async def _find_new(self, cluster: Cluster, job_id: str) -> Job | None:
         """Return a job that was submitted just now, and that the queue's last answer does not have yet."""
-        for status in (await cluster.scheduler.query()).values():
+        statuses = await cluster.scheduler.query()
+        if job := await self._find_in_queue(cluster, job_id):  # there may be a newer answer now
+            return job
+        for status in statuses.values():
             if status.batch and status.job_id == job_id:
                 return Job(
                     job_id,
