@@ -114,7 +114,7 @@ class DemoCluster:
         """Start it; on failure nothing of it is left.
 
         Raises:
-            Conflict: It is there already.
+            Conflict: It, or something else, is there already.
             Unavailable: It can't be started; the message says which step failed.
         """
         if os.geteuid() != 0:
@@ -129,6 +129,14 @@ class DemoCluster:
             )
         if len(str(self.folder)) > 40:
             raise Unavailable(f"The folder's path is too long: {self.folder}", hint="40 characters at most.")
+        try:
+            self.folder.mkdir(mode=0o755, parents=True)
+        except FileExistsError:
+            raise Conflict(
+                f"{self.folder} is there already, and is no demo cluster.",
+                why="down removes the whole folder, so up takes only one that it made.",
+                hint="Name a folder that does not exist.",
+            ) from None
         try:
             for step, work in self._steps():
                 self._tell(step)
@@ -162,7 +170,6 @@ class DemoCluster:
 
     def _make_files(self) -> None:
         folder = self.folder
-        folder.mkdir(mode=0o755, parents=True)
         os.chmod(folder, 0o755)  # noqa: S103 - whatever the umask: users read slurm.conf
         self._facts["subnet"] = find_free_subnet()
         (folder / "demo.json").write_text(json.dumps(self._facts))
