@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from portico.demo.network import Network, find_free_subnet
-from portico.demo.processes import Processes, wait_until
+from portico.demo.processes import Processes, hold_lock, wait_until
 from portico.demo.settings import Site, render_hosts, render_provider_script, render_slurm, render_slurmdbd
 from portico.errors import Conflict, NotFound, PorticoError, Unavailable
 
@@ -147,8 +147,8 @@ class DemoCluster:
             raise
 
     def _steps(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        yield "network", self._make_network
         yield "folders, keys and configuration", self._make_files
-        yield "network", lambda: self.network.up([*self.nodes, *self.elastic])
         yield "munge", self._start_munge
         yield "database", self._start_database
         yield "accounting", self.start_accounting
@@ -168,11 +168,15 @@ class DemoCluster:
                 return
             time.sleep(0.1)
 
+    def _make_network(self) -> None:
+        with hold_lock(Path("/run")):  # two that look at once would find the same subnet
+            self._facts["subnet"] = find_free_subnet()
+            (self.folder / "demo.json").write_text(json.dumps(self._facts))
+            self.network.up([*self.nodes, *self.elastic])
+
     def _make_files(self) -> None:
         folder = self.folder
         os.chmod(folder, 0o755)  # noqa: S103 - whatever the umask: users read slurm.conf
-        self._facts["subnet"] = find_free_subnet()
-        (folder / "demo.json").write_text(json.dumps(self._facts))
         owners = {"munge": "munge", "state": "slurm", "log": "slurm", "run": "slurm", "mysql": "mysql", "db": "mysql"}
         for name in ("etc", "bin", "spool", *owners):
             (folder / name).mkdir(mode=0o755)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,10 @@ class Processes:
             except OSError as error:
                 raise Unavailable(f"{argv[0]} can't be started.", why=str(error)) from error
         process.returncode = 0  # it is nobody's child from now on: this object does not wait for it
-        known = self._read()
-        known[name] = {"pid": process.pid, "start_ticks": read_start_ticks(process.pid)}
-        self._write(known)
+        with hold_lock(self._folder):  # the elastic nodes' provider writes there too
+            known = self._read()
+            known[name] = {"pid": process.pid, "start_ticks": read_start_ticks(process.pid)}
+            self._write(known)
 
     def is_running(self, name: str) -> bool:
         """Return whether it runs."""
@@ -77,9 +79,10 @@ class Processes:
             if time.monotonic() > deadline:
                 self.send(name, signal.SIGKILL)
             time.sleep(0.02)
-        known = self._read()
-        known.pop(name, None)
-        self._write(known)
+        with hold_lock(self._folder):
+            known = self._read()
+            known.pop(name, None)
+            self._write(known)
 
     def read_log(self, name: str, lines: int = 5) -> str:
         """Return the end of what it wrote."""
@@ -107,6 +110,17 @@ class Processes:
         temporary = self._path.with_suffix(".new")
         temporary.write_text(json.dumps(known))
         temporary.replace(self._path)
+
+
+@contextlib.contextmanager
+def hold_lock(folder: Path) -> Iterator[None]:
+    """Keep others that ask for a folder's lock waiting meanwhile; it ends with the process and leaves no file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_start_ticks(pid: int) -> int | None:
