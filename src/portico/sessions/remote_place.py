@@ -31,6 +31,8 @@ from portico.sessions.relays import Relays
 
 log = logging.getLogger(__name__)
 
+SUBMITTED_BY_NOW: Final = timedelta(seconds=15)
+"""A session that is younger may just be on its way to the scheduler."""
 SCRIPT: Final = b'#!/bin/sh\nexec "$PORTICO_PYTHON" -I "$PORTICO_SESSION_DIR/relay.py"\n'
 """The batch script of every session: nothing of a person's is in it."""
 
@@ -187,7 +189,8 @@ class RemotePlace:
                 await self._scheduler.adopt(await self.make_request(session), job)
                 return None
         if session.state is SessionState.QUEUED:
-            await self._scheduler.submit(await self.make_request(session))
+            if self._clock() - session.created > SUBMITTED_BY_NOW:
+                await self._scheduler.recall(await self.make_request(session))
             return None
         return Reason.LOST, f"{self.cluster.title} no longer knows it"
 

@@ -100,6 +100,11 @@ class OwnJobs:
             entry = Entry(request, Phase.KNOWN, job_id=job.id, submitted=job.submitted)
             self._spool.put(replace(entry, **observe(entry, job)))
 
+    async def recall(self, request: JobRequest) -> None:
+        """Take up a job of which nobody knows whether Slurm was given it: it is looked for before it is submitted."""
+        if self._spool.find(request.key) is None:
+            self._spool.put(Entry(request, attempts=1, tried=request.submitted))
+
     async def cancel(self, key: str, reason: Reason) -> None:
         """End a job; see Scheduler. Slurm gives a running one TERM, and KILL after its KillWait."""
         entry = self._get(key)

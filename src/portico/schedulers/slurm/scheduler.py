@@ -123,6 +123,10 @@ class SlurmScheduler:
         """Take up a job of Portico's that is in the queue and not in the spool."""
         await self._own.adopt(request, job)
 
+    async def recall(self, request: JobRequest) -> None:
+        """Take up a job of Portico's that may have been submitted, or not; it is submitted once in all."""
+        await self._own.recall(request)
+
     async def cancel(self, key: str, reason: Reason) -> None:
         """End a job; see Scheduler. Slurm gives a running one TERM, and KILL after its KillWait."""
         await self._own.cancel(key, reason)

@@ -302,6 +302,25 @@ def test_where_jobs_are_hidden_their_user_is_asked_before_a_second_time(place: P
     run(test())
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_may_have_been_submitted_is_looked_for_first(place: Place, hidden: bool, taken: bool) -> None:
+    async def test() -> None:
+        place.slurm.hides_jobs = hidden
+        key = await place.submit()
+        (request,) = [entry.request for entry in place.scheduler._own._spool]
+        if not taken:
+            place.slurm.jobs.clear()
+        place.scheduler._own._spool.drop(key)  # the spool was lost
+        await place.scheduler.recall(request)
+        for _ in range(30):
+            statuses = await place.turn()
+        assert place.slurm.count("sbatch") == (1 if taken else 2)
+        assert len(place.slurm.get(key)) == 1 and statuses[key].job_id == place.slurm.get(key)[0].id
+
+    run(test())
+
+
 def test_one_that_ran_and_ended_during_a_long_outage(place: Place) -> None:
     async def test() -> None:
         place.slurm.hung = True
