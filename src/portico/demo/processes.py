@@ -34,15 +34,18 @@ class Processes:
     ) -> None:
         """Start a process in a session of its own, its outputs in its log.
 
+        It becomes the program only once it is written down; whoever starts it may be killed before that.
+
         Raises:
-            Unavailable: Its program is not there.
+            Unavailable: No process can be made.
         """
         log = self._folder / "log" / f"{name}.out"
         with open(log, "ab") as output:
             try:
                 process = subprocess.Popen(
-                    list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-                    env={**os.environ, **(env or {})}, cwd=cwd or self._folder,
+                    ["sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *argv], stdin=subprocess.PIPE,
+                    stdout=output, stderr=output, start_new_session=True, env={**os.environ, **(env or {})},
+                    cwd=cwd or self._folder,
                 )  # fmt: skip
             except OSError as error:
                 raise Unavailable(f"{argv[0]} can't be started.", why=str(error)) from error
@@ -51,6 +54,9 @@ class Processes:
             known = self._read()
             known[name] = {"pid": process.pid, "start_ticks": read_start_ticks(process.pid)}
             self._write(known)
+        assert process.stdin
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(b"go\n")
 
     def is_running(self, name: str) -> bool:
         """Return whether it runs."""
