@@ -76,8 +76,7 @@ def test_the_old_one_drains_once_the_new_one_is_ready(tmp_path: Path) -> None:
         assert is_there(old)
         assert changes == 1
         keep.unlink()
-        await wait_for(lambda: not supervised.draining)
-        assert changes == 2
+        await wait_for(lambda: not supervised.draining and changes == 2)
         assert not is_there(old)
         assert len(supervised.pids) == 2
         await supervised.stop(["server"])
