@@ -47,13 +47,8 @@ class LocalPlace:
         self._clock = clock
         self._searched: tuple[frozenset[str], frozenset[str]] | None = None
 
-    @property
-    def on_news(self) -> Callable[[], None]:
-        """Called when something became of a job after the query that began it."""
-        return self._scheduler.on_news
-
-    @on_news.setter
-    def on_news(self, call: Callable[[], None]) -> None:
+    def watch(self, call: Callable[[], None]) -> None:
+        """Have something called when there is news; see Place."""
         self._scheduler.on_news = call
 
     async def find_choices(self, user_name: str) -> list[Choice]:

@@ -19,8 +19,9 @@ class Place(Protocol):
     """A cluster, for sessions. Every method raises PorticoError."""
 
     cluster: Cluster
-    on_news: Callable[[], None]
-    """Called when something became of a job after the query that began it."""
+
+    def watch(self, call: Callable[[], None]) -> None:
+        """Have something called whenever something became of a job after the query that began it."""
 
     async def find_choices(self, user_name: str) -> list[Choice]:
         """Return where on it a user may run sessions, the default first; empty where there is nothing to choose."""

@@ -64,13 +64,8 @@ class RemotePlace:
         self._certificate = certificate
         self._clock = clock
 
-    @property
-    def on_news(self) -> Callable[[], None]:
-        """Called when something became of a job after the query that began it."""
-        return self._scheduler.on_news
-
-    @on_news.setter
-    def on_news(self, call: Callable[[], None]) -> None:
+    def watch(self, call: Callable[[], None]) -> None:
+        """Have something called when there is news; see Place."""
         self._scheduler.on_news = call
         self._relays.watch(self.cluster.name, call)
 
@@ -184,10 +179,9 @@ class RemotePlace:
         queue = await self._scheduler.list_jobs()
         if queue.trouble is not None or queue.as_of is None or queue.as_of <= session.created:
             return None  # nobody can say yet
-        for job in self._scheduler.find_orphans():
-            if job.key == session.id and job.user_name == session.user_name:
-                await self._scheduler.adopt(await self.make_request(session), job)
-                return None
+        if job := self._find_orphan(session):
+            await self._scheduler.adopt(await self.make_request(session), job)
+            return None
         if session.state is SessionState.QUEUED:
             if self._clock() - session.created > SUBMITTED_BY_NOW:
                 await self._scheduler.recall(await self.make_request(session))
@@ -217,11 +211,15 @@ class RemotePlace:
 
     async def adopt(self, session: Session) -> None:
         """Take up a job that ``search`` found; see Place."""
-        for job in self._scheduler.find_orphans():
-            if job.key == session.id and job.user_name == session.user_name:
-                await self._scheduler.adopt(await self.make_request(session), job)
-                return
-        raise NotFound("Its job is in the queue no more.")
+        job = self._find_orphan(session)
+        if job is None:
+            raise NotFound("Its job is in the queue no more.")
+        await self._scheduler.adopt(await self.make_request(session), job)
+
+    def _find_orphan(self, session: Session) -> Job | None:
+        """Return a session's job that is in the queue and not in the spool; a key counts only with its user."""
+        mine = (session.id, session.user_name)
+        return next((job for job in self._scheduler.find_orphans() if (job.key, job.user_name) == mine), None)
 
 
 def _read_programs() -> dict[str, str]:

@@ -88,7 +88,7 @@ class Sessions:
             for name, place in self._places.items()
         }
         for place in self._places.values():
-            place.on_news = self._keepers[place.cluster.name].wake
+            place.watch(self._keepers[place.cluster.name].wake)
         self._housekeeper = Housekeeper(self._rows, self.changes, config, machine, self._cut, self.notices, clock)
 
     def _cut(self, tags: list[str]) -> None:
