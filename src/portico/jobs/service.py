@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import secrets
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -40,6 +38,7 @@ from portico.schedulers.slurm.command import Runner
 from portico.sessions.machine import BrokerMachine
 from portico.sessions.remote_place import find_groups
 from portico.sessions.rows import Rows
+from portico.sessions.service import make_session_id
 
 log = logging.getLogger(__name__)
 
@@ -285,6 +284,14 @@ class Jobs:
         place = self.get_cluster(cluster)
         job = await self._find_own(who, place, job_id)
         details = await place.scheduler.describe(who.user_name, job.ref)
+        return await self.tail_described(who, details, error=error, lines=lines)
+
+    async def tail_described(self, who: Identity, details: JobDetails, *, error: bool = False, lines: int = 200) -> str:
+        """Return the last lines of what one's own job has written, whose details were asked for already.
+
+        Raises:
+            PorticoError: It can't be read.
+        """
         path = details.error if error else details.output
         if not path or path == "/dev/null":
             raise NotFound("It is not known where this job writes to.")
@@ -315,7 +322,7 @@ class Jobs:
             if not math.isfinite(value) or value < 0:
                 raise Invalid(f"{value:g} is out of bounds.", field=name)
         request = JobRequest(
-            key=make_key(),
+            key=make_session_id(),
             user_name=who.user_name,
             cores=wanted.cores,
             memory_bytes=int(wanted.memory_gb * GB),
@@ -415,12 +422,6 @@ def find_actions(job: Job, features: frozenset[Feature]) -> tuple[Action, ...]:
         if Feature.REQUEUE in features:
             found.append(Action.REQUEUE)
     return tuple(found)
-
-
-def make_key() -> str:
-    """Return a new key, of the form of a session's id."""
-    alphabet = string.ascii_lowercase + string.digits
-    return secrets.choice(string.ascii_lowercase) + "".join(secrets.choice(alphabet) for _ in range(11))
 
 
 def list_examples() -> dict[str, str]:

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from portico.accounts import Permission, may
 from portico.errors import Invalid, NotFound, PorticoError
-from portico.jobs import Action, Column, Job, JobFilter, JobOptions, JobState, Offer, Wanted, list_examples
+from portico.jobs import Action, Column, Job, JobDetails, JobFilter, JobOptions, JobState, Offer, Wanted, list_examples
 from portico.jobs.samples import draw_line
 from portico.model import Identity
 from portico.portal.context import get_context
@@ -219,9 +219,9 @@ async def show_job(request: Request, who: Who, cluster: str, job_id: str) -> Res
     view = await jobs.view(who, cluster, job_id)
     outputs: dict[str, str] = {}
     if view.details and view.job.state is not JobState.QUEUED:
-        outputs["Output"] = await _tail(request, who, cluster, job_id, error=False)
+        outputs["Output"] = await _tail(request, who, view.details, error=False)
         if view.details.error and view.details.error != view.details.output:
-            outputs["Errors"] = await _tail(request, who, cluster, job_id, error=True)
+            outputs["Errors"] = await _tail(request, who, view.details, error=True)
     return render(
         request,
         "job.html",
@@ -235,9 +235,9 @@ async def show_job(request: Request, who: Who, cluster: str, job_id: str) -> Res
     )
 
 
-async def _tail(request: Request, who: Identity, cluster: str, job_id: str, *, error: bool) -> str:
+async def _tail(request: Request, who: Identity, details: JobDetails, *, error: bool) -> str:
     try:
-        return await get_context(request).jobs.tail(who, cluster, job_id, error=error, lines=LINES)
+        return await get_context(request).jobs.tail_described(who, details, error=error, lines=LINES)
     except PorticoError as trouble:
         return f"({' '.join(part for part in (trouble.message, trouble.why) if part)})"
 
