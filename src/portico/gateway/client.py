@@ -17,7 +17,7 @@ from portico.errors import PorticoError, Refused, Unavailable
 from portico.gateway import filters, forward, pages
 from portico.gateway import websocket as ws
 from portico.gateway.end import End
-from portico.gateway.exchange import IDEMPOTENT, Exchange
+from portico.gateway.exchange import IDEMPOTENT, MEMO_BYTES, Exchange
 from portico.gateway.head import (
     Framing,
     Header,
@@ -50,8 +50,6 @@ _BUSY_TRIES: Final = 50
 _BUSY_S: Final = 0.02
 _TOLD: Final = (b"cookie", b"origin", b"sec-fetch-site", b"authorization")
 """Headers that the portal decides by."""
-_MEMO_BYTES: Final = 4 * 1024
-"""A longer head is not kept with its connection."""
 
 
 class _Memo:
@@ -226,7 +224,7 @@ class Client:
                 return request
         self._memo = None
         request = parse_request(head)
-        if len(head) <= _MEMO_BYTES and request.framing is Framing.NONE and not request.upgrade:
+        if len(head) <= MEMO_BYTES and request.framing is Framing.NONE and not request.upgrade:
             self._memo = _Memo(head[:begin], head[begin:], request)
         return request
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _ANSWER_HEAD_BYTES: Final = 64 * 1024
 _INTERIM_ANSWERS: Final = 8
-_MEMO_BYTES: Final = 4 * 1024
-"""What is longer is not kept with its connection."""
+MEMO_BYTES: Final = 4 * 1024
+"""A longer head, of a request or an answer, is not kept with its connection."""
 
 Filter = Callable[[Sequence[Header]], list[Header]]
 
@@ -242,7 +242,7 @@ class Exchange:
         if memo is not None and memo[0] == head and memo[1] == method:
             return memo[2]
         response = parse_response(head, method)
-        if response.status >= 200 and end <= _MEMO_BYTES:
+        if response.status >= 200 and end <= MEMO_BYTES:
             filtered = self._filter_answer(response.headers)
             lines = render_head(b"HTTP/1.1 %d %b" % (response.status, REASONS.get(response.status, b"")), filtered)
             self._upstream.memo = head, method, response, lines[:-2]
