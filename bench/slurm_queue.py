@@ -1,12 +1,13 @@
-"""How often Slurm's controller is asked, and how quick the table of jobs is: many pages, thousands of jobs.
+#!/usr/bin/python3
+"""How often Slurm's controller is asked, and how quick the pages of jobs are.
 
-Fills the queue with jobs that do not begin before tomorrow, opens pages that look once a second, and prints what the
-controller counted (sdiag(1)) beside what a question per page would cost, asked for real in the same run.
+    python bench/slurm_queue.py [--jobs 10000] [--pages 200] [--seconds 30]
 
-    bench/slurm_queue.py --conf /path/to/slurm.conf --user alice [--jobs 10000] [--pages 200] [--seconds 20]
-
-Needs root, a running Slurm with MaxJobCount above --jobs, and a user who may submit there. Its jobs are cancelled in
-the end.
+Starts a demo cluster and a Portico, fills the queue with jobs that do not begin before tomorrow, and opens pages over
+HTTP as browsers have them open: each is fetched again every 3 s. Half are tables, each with a filter and an order of
+its own; half are pages of one job each, some of them running. Prints how long a page took, and what the controller counted
+(sdiag(1), by user) beside what a question for each look would cost it, asked for real in the same run. As root;
+./portico test installs all.
 """
 
 from __future__ import annotations
@@ -17,30 +18,34 @@ import os
 import pwd
 import random
 import re
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "src")]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "src")]
 
-from portico.schedulers.index import Column, JobFilter, JobIndex  # noqa: E402
-from portico.schedulers.slurm.scheduler import SlurmScheduler  # noqa: E402
-from portico.sessions import BrokerMachine  # noqa: E402
-from portico.sessions.commands import CommandRunner  # noqa: E402
+import cluster  # noqa: E402
+import httpx  # noqa: E402
+from running import RunningPortico  # noqa: E402
 
-JOB_INFO = re.compile(r"REQUEST_JOB_INFO(?:_SINGLE)?\s.*?count:(\d+)\s+ave_time:(\d+)")
+from portico.demo import DemoCluster  # noqa: E402
+from portico.jobs import Column  # noqa: E402
+
+LOOK_S = 3.0
+"""As data-poll in job.html."""
+RUNNING = 8
+BY_USER = re.compile(r"^\s+(\S+)\s+\(\s*(\d+)\) count:(\d+)\s+ave_time:(\d+)", re.MULTILINE)
 
 
 class Slurm:
     """The cluster, by hand."""
 
-    def __init__(self, conf: str, user: str) -> None:
-        self.env = {"PATH": os.environ["PATH"], "SLURM_CONF": conf}
+    def __init__(self, running: DemoCluster, user: str) -> None:
+        self.env = {"PATH": os.environ["PATH"], "SLURM_CONF": str(running.conf)}
         entry = pwd.getpwnam(user)
         self.user = user
         self.ids = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": [], "cwd": entry.pw_dir}
@@ -49,105 +54,106 @@ class Slurm:
         done = subprocess.run(argv, env=self.env, check=False, capture_output=True, text=True, **more)  # type: ignore[call-overload]
         return str(done.stdout)
 
+    def submit(self, *options: str) -> str:
+        argv = ("sbatch", "--parsable", "--time=60", "--mem=100", "--output=/dev/null", *options)
+        return self.run(*argv, input="#!/bin/sh\nsleep 1000\n", **self.ids).strip()
+
     def fill(self, count: int) -> float:
-        """Submit jobs; return how long that took."""
-
-        def submit(number: int) -> None:
-            argv = ("sbatch", "--begin=now+1day", "--time=60", "--output=/dev/null", f"--job-name=bench {number}")
-            self.run(*argv, input="#!/bin/sh\nsleep 1\n", **self.ids)
-
+        """Submit jobs that wait; return how long that took."""
         begin = time.perf_counter()
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(submit, range(count)))
+            list(pool.map(lambda n: self.submit("--begin=now+1day", f"--job-name=bench {n}"), range(count)))
         return time.perf_counter() - begin
 
-    def count_questions(self) -> tuple[int, float]:
-        """Return how many questions about jobs the controller answered, and its milliseconds for them in all."""
-        found = [(int(n), int(n) * int(us) / 1000) for n, us in JOB_INFO.findall(self.run("sdiag"))]
+    def count_questions(self, *accounts: str) -> tuple[int, float]:
+        """Return how many requests of these accounts the controller answered, and its milliseconds for them in all."""
+        _, _, users = self.run("sdiag").partition("statistics by user")
+        found = [(int(n), int(n) * int(us) / 1000) for name, _, n, us in BY_USER.findall(users) if name in accounts]
         return sum(n for n, _ in found), sum(ms for _, ms in found)
 
 
-async def look(scheduler: SlurmScheduler, pages: int, seconds: float) -> list[float]:
-    """Open the pages; return how long each look took."""
-    times: list[float] = []
-    made: dict[str, object] = {}
+async def look(url: str, cookies: httpx.Cookies, paths: Sequence[str], seconds: float) -> dict[str, list[float]]:
+    """Have the pages open; return how long each look took, in seconds, by kind of page."""
+    times: dict[str, list[float]] = {"table": [], "job": []}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=60)
+    async with httpx.AsyncClient(base_url=url, cookies=cookies, timeout=60, limits=limits) as client:
 
-    async def open_page(number: int) -> None:
-        await asyncio.sleep(random.random())
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            begin = time.perf_counter()
-            queue = await scheduler.list_jobs()
-            if made.get("queue") is not queue:
-                made["queue"], made["index"] = queue, JobIndex(queue.jobs)
-            index = made["index"]
-            assert isinstance(index, JobIndex)
-            column = list(Column)[number % len(Column)]
-            index.find_page(JobFilter(text=f"bench {number}"), column, offset=number % 7 * 50)
-            times.append(time.perf_counter() - begin)
-            await asyncio.sleep(1)
+        async def open_page(path: str, begin_s: float) -> None:
+            await asyncio.sleep(begin_s)
+            end = time.perf_counter() + seconds
+            while (begin := time.perf_counter()) < end:
+                answer = await client.get(path)
+                answer.raise_for_status()
+                took = time.perf_counter() - begin
+                times["job" if path.startswith("/jobs/") else "table"].append(took)
+                await asyncio.sleep(max(0, LOOK_S - took))
 
-    await scheduler.list_jobs()  # the first answer is waited for; the keeper has it long before anybody looks
-    await asyncio.gather(*(open_page(number) for number in range(pages)))
+        await asyncio.gather(*(open_page(path, random.random() * LOOK_S) for path in paths))
     return times
 
 
+def print_times(name: str, times: Sequence[float]) -> None:
+    """Print a line."""
+    ordered = sorted(time_s * 1000 for time_s in times)
+    p50, p95 = (ordered[int(len(ordered) * part)] for part in (0.5, 0.95))
+    print(f"{name}: {len(ordered)} looks, p50 {p50:.0f} ms, p95 {p95:.0f} ms, longest {ordered[-1]:.0f} ms")
+
+
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--conf", required=True)
-    parser.add_argument("--user", required=True)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--pages", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=float, default=30)
     options = parser.parse_args()
-    slurm = Slurm(options.conf, options.user)
-    print(f"{options.jobs} jobs were submitted in {slurm.fill(options.jobs):.1f} s", flush=True)
-    try:
-        measure(slurm, options.conf, options.pages, options.seconds)
-    finally:
-        slurm.run("scancel", f"--user={options.user}")
+    if reason := cluster.find_reason_to_skip():
+        sys.exit(reason)
+    with cluster.running_cluster() as running:
+        table = f'[clusters.demo]\nconf = "{running.conf}"\nrelay_host = "{running.host_address}"'
+        house = RunningPortico(tables=table)
+        try:
+            house.start()
+            alice, name = house.user("alice"), house.get_name("alice")
+            alice.http.post("/api/v1/sessions", json={"app_id": "terminal", "cluster": "demo"})  # makes the account
+            running.add_user(name)
+            slurm = Slurm(running, name)
+            active = [slurm.submit(f"--job-name=runs {n}") for n in range(RUNNING)]
+            took_s = slurm.fill(options.jobs)
+            print(f"{options.jobs} jobs were submitted in {took_s:.0f} s, {RUNNING} run", flush=True)
+            measure(house, slurm, active, options.pages, options.seconds)
+        finally:
+            house.destroy()
 
 
-def measure(slurm: Slurm, conf: str, pages: int, seconds: float) -> None:
+def measure(house: RunningPortico, slurm: Slurm, active: Sequence[str], pages: int, seconds: float) -> None:
+    """Open the pages, count, and ask as often as a portal would that asks for every look."""
+    alice = house.user("alice")
     ids = slurm.run("squeue", "-h", "-o", "%A").split()
-    with tempfile.TemporaryDirectory() as folder:
-        environment = (("SLURM_CONF", conf), ("PATH", os.environ["PATH"]))
-        runner = CommandRunner(BrokerMachine("/nonexistent"))
-        before = slurm.count_questions()
-        cpu = time.process_time()
-
-        async def run() -> list[float]:
-            scheduler = SlurmScheduler(Path(folder), runner, environment=environment)
-            try:
-                return await look(scheduler, pages, seconds)
-            finally:
-                await scheduler.close()
-
-        times = asyncio.run(run())
-        cpu = time.process_time() - cpu
-    after = slurm.count_questions()
+    columns = [column.value for column in Column]
+    tables = [f"/jobs?text=bench+{n}&sort={columns[n % len(columns)]}&offset={n % 2 * 50}" for n in range(pages // 2)]
+    several = [*active, *ids[:: max(1, len(ids) // pages)]]
+    paths = [*tables, *(f"/jobs/demo/{job_id}" for job_id in several[: pages - len(tables)])]
+    asyncio.run(look(house.url, alice.http.cookies, paths[:5] + paths[-5:], 1))  # compiled templates, a first answer
+    askers = ("portico", slurm.user)
+    before = slurm.count_questions(*askers)
+    times = asyncio.run(look(house.url, alice.http.cookies, paths, seconds))
+    after = slurm.count_questions(*askers)
     ours, ours_ms = after[0] - before[0], after[1] - before[1]
-    ordered = [time_s * 1000 for time_s in sorted(times)]
-    print(f"{len(ids)} jobs in the queue, {pages} pages that look once a second for {seconds:g} s: {len(times)} looks")
-    print(
-        f"a look: p50 {statistics.median(ordered):.1f} ms, p95 {ordered[int(len(ordered) * 0.95)]:.1f} ms, longest ",
-        end="",
-    )
-    print(f"{ordered[-1]:.1f} ms; {cpu / seconds:.0%} of one core here")
-    print(f"questions to the controller: {ours}, about {ours_ms:.0f} ms of its time")
-    before = slurm.count_questions()
-    begin = time.perf_counter()
+    looks = sum(len(found) for found in times.values())
+    print(f"{len(ids)} jobs in the queue, {len(paths)} pages open, each fetched every {LOOK_S:g} s for {seconds:g} s")
+    print_times("a table", times["table"])
+    print_times("a job's page", times["job"])
+    print(f"requests of ours to the controller: {ours} ({ours / seconds:.1f} a second), {ours_ms:.0f} ms of its time")
+    before, begin = slurm.count_questions("root"), time.perf_counter()
     for number in range(100):
         slurm.run("squeue", "-h", "-j", ids[number % len(ids)])
-    took = time.perf_counter() - begin
-    after = slurm.count_questions()
+    took_s = time.perf_counter() - begin
+    after = slurm.count_questions("root")
     each, each_ms = (after[0] - before[0]) / 100, (after[1] - before[1]) / 100
-    looks = len(times)
     print(
-        f"a question per look instead: {each * looks:.0f} questions, about {each_ms * looks:.0f} ms of its time, ",
-        end="",
+        f"one question for each look instead: {each * looks:.0f} requests, {each_ms * looks:.0f} ms of its time, "
+        f"{took_s / 100 * looks:.0f} s of processes here: {each * looks / max(1, ours):.0f} times as many"
     )
-    print(f"{took / 100 * looks:.0f} s of processes here: {each * looks / max(1, ours):.0f} times as many")
 
 
 if __name__ == "__main__":

@@ -199,11 +199,15 @@ class FakeSlurm:
             return Result(1, b"", b"slurm_load_jobs error: Invalid job id specified\n")
         if "show" in command.argv:
             text = (
-                f"JobId={job.id} JobName={job.name} JobState={job.word} ExitCode={job.exit_code} Reason={job.reason}\n"
+                f"JobId={job.id} JobName={job.name} JobState={job.word} ExitCode={job.exit_code} Reason={job.reason} "
+                f"WorkDir=/home/{job.user} StdErr=/home/{job.user}/out StdOut=/home/{job.user}/out\n"
             )
             return Result(0, text.encode())
         job.reason = {"hold": "JobHeldUser", "release": "None"}.get(command.argv[1], job.reason)
         return Result(0)
+
+    def _sstat(self, user: str | None, command: Command[Any]) -> Result:
+        return Result(0, b"1.batch|1M|00:01:00|1\n")
 
     def _scancel(self, user: str | None, command: Command[Any]) -> Result:
         if away := self._away("scancel: error: Kill job error on job id 1"):

@@ -35,6 +35,7 @@ class TableScheduler:
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
+        self.forgotten: dict[str, Job] = {}
         self.requests: dict[str, JobRequest] = {}
         self.done: list[tuple[str, str, str]] = []
         self.refuses: PorticoError | None = None
@@ -51,6 +52,11 @@ class TableScheduler:
         job = self.jobs[job.id] = replace(job, **more)
         self._queue = Queue(tuple(self.jobs.values()), now())
         return job
+
+    def forget_job(self, job_id: str) -> None:
+        """Let the queue forget a job, which accounting goes on to remember."""
+        self.forgotten[job_id] = self.jobs.pop(job_id)
+        self._queue = Queue(tuple(self.jobs.values()), now())
 
     async def submit(self, request: JobRequest) -> None:
         if self.refuses:
@@ -79,6 +85,9 @@ class TableScheduler:
 
     async def list_history(self, user_name: str | None, since: datetime) -> list[Job]:
         return [job for job in self.jobs.values() if job.state is JobState.ENDED and job.user_name == user_name]
+
+    async def find_record(self, job_id: str) -> Job | None:
+        return self.forgotten.get(job_id)
 
     async def describe(self, user_name: str, ref: JobRef) -> JobDetails:
         return JobDetails(folder="/home", output=f"/home/{ref.id}.out", error=f"/home/{ref.id}.err", cpu_used_s=300)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -211,8 +211,7 @@ class Jobs:
         job = await self._find_in_queue(cluster, job_id) or await self._find_new(cluster, job_id)
         if job is None:
             with contextlib.suppress(PorticoError):
-                history = await self.list_history(who, cluster.name, HISTORY_DAYS)
-                job = next((one for one in history if job_id in (one.id, one.shown_id)), None)
+                job = await cluster.scheduler.find_record(job_id)
         if job is None or (job.user_name != who.user_name and not may(who, Permission.JOB_LIST)):
             raise NotFound("There is no such job.", hint="Slurm forgets jobs that ended; look at the history.")
         return job
@@ -357,8 +356,8 @@ class Jobs:
             if action is not Action.CANCEL:
                 raise Forbidden("Only whose job it is may do this.")
             require(who, Permission.JOB_CANCEL)
-        await place.scheduler.act(job.user_name, job.ref, action)
-        await self._audit(who, f"job:{action}", job_id, f"{place.name}, {job.user_name}")
+        async with self._audited(who, f"job:{action}", job_id, f"{place.name}, {job.user_name}"):
+            await place.scheduler.act(job.user_name, job.ref, action)
 
     async def change_limit(self, who: Identity, cluster: str, job_id: str, hours: float) -> None:
         """Change the time limit of a job of one's own.
@@ -370,11 +369,19 @@ class Jobs:
             raise Invalid("This is no time limit.", field="hours")
         place = self.get_cluster(cluster)
         job = await self._find_own(who, place, job_id)
-        await place.scheduler.change_limit(who.user_name, job.ref, hours * 3600)
-        await self._audit(who, "job:limit", job_id, f"{place.name}, {hours:g} hours")
+        async with self._audited(who, "job:limit", job_id, f"{place.name}, {hours:g} hours"):
+            await place.scheduler.change_limit(who.user_name, job.ref, hours * 3600)
 
-    async def _audit(self, who: Identity, action: str, job_id: str, detail: str) -> None:
+    @contextlib.asynccontextmanager
+    async def _audited(self, who: Identity, action: str, job_id: str, detail: str) -> AsyncIterator[None]:
+        """Write down what is about to be done: whatever happens then, it was not done unseen. A refusal follows it."""
         await self._rows.write(lambda tx: tx.add_audit(who.user_name, action, job_id, detail, who.address))
+        try:
+            yield
+        except PorticoError as error:
+            said = f"{detail}, refused: {error.message}"
+            await self._rows.write(lambda tx: tx.add_audit(who.user_name, action, job_id, said, who.address))
+            raise
 
     # the cluster
 

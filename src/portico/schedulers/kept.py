@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final, Generic, TypeVar
@@ -12,6 +13,8 @@ from portico.errors import PorticoError
 from portico.model import now
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 STRETCH: Final = 5.0
 """An answer that took long is asked for less often, so that asking never takes more than a fifth of the time."""
@@ -99,3 +102,29 @@ class Kept(Generic[T]):
             self._due_at = began + max(self._interval_s, STRETCH * (self._clock() - began))
         finally:
             self._flight = None
+
+
+class Shelf(Generic[K, V]):
+    """The newest ``most`` of many answers: what nobody has looked at for longest makes room."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: OrderedDict[K, V] = OrderedDict()
+
+    def find(self, key: K) -> V | None:
+        """Return what is held for a key."""
+        if key in self._held:
+            self._held.move_to_end(key)
+        return self._held.get(key)
+
+    def put(self, key: K, value: V) -> V:
+        """Hold a value; return it."""
+        self._held[key] = value
+        self._held.move_to_end(key)
+        while len(self._held) > self._most:
+            self._held.popitem(last=False)
+        return value
+
+    def list(self) -> list[V]:
+        """Return all that is held."""
+        return list(self._held.values())

@@ -167,6 +167,10 @@ class LocalScheduler:
         """Return nothing: what has ended is forgotten; see Scheduler."""
         return []
 
+    async def find_record(self, job_id: str) -> Job | None:
+        """Return None: what has ended is forgotten; see Scheduler."""
+        return None
+
     async def describe(self, user_name: str, ref: JobRef) -> JobDetails:
         """Return nothing that a session's own page does not have; see Scheduler."""
         self._get(ref.id)

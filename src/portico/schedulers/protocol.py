@@ -298,6 +298,9 @@ class Scheduler(Protocol):
     async def list_history(self, user_name: str | None, since: datetime) -> list[Job]:
         """Return jobs that ended since then, newest first; of one user, or of all."""
 
+    async def find_record(self, job_id: str) -> Job | None:
+        """Return a job that is not in the queue any more, whosever it was; None where nobody remembers it."""
+
     async def describe(self, user_name: str, ref: JobRef) -> JobDetails:
         """Return more of a job of this user's."""
 

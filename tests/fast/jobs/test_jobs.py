@@ -94,6 +94,25 @@ def test_an_admin_cancels_and_looks_not_inside(office: Office) -> None:
     assert ("carol", "job:cancel", job.id) in office.list_audit()
 
 
+def test_what_is_done_is_written_down_before_and_a_refusal_after(office: Office) -> None:
+    job = office.slurm.add("alice", JobState.ENDED)
+    with pytest.raises(Conflict):
+        run(office.jobs.act(office.alice, "demo", job.id, Action.CANCEL))
+    with office.desk.store.read() as tx:
+        first, second = [one.detail for one in reversed(tx.list_audit(100)) if one.action == "job:cancel"]
+    assert first == "demo, alice" and second == "demo, alice, refused: The job has ended already."
+
+
+def test_a_job_that_the_queue_has_forgotten(office: Office) -> None:
+    job = office.slurm.add("alice", JobState.ENDED)
+    office.slurm.forget_job(job.id)
+    for who in (office.alice, office.admin):
+        assert run(office.jobs.view(who, "demo", job.id)).job == job
+    for who, job_id in ((office.bob, job.id), (office.alice, "999")):
+        with pytest.raises(NotFound, match="no such job"):
+            run(office.jobs.view(who, "demo", job_id))
+
+
 def test_submitting(office: Office) -> None:
     options = JobOptions(name="first", partition="batch", array="1-3")
     job_id = run(office.jobs.submit(office.alice, "", Wanted(SCRIPT.replace("\n", "\r\n"), "", 2, 0.5, 1.5, options)))

@@ -207,6 +207,25 @@ def list_history(user_name: str | None, since: datetime, mark: str | None = None
     return _ask_jobs(user_name, since, mark or make_mark(), choose)
 
 
+def find_record(job_id: str, mark: str | None = None) -> Command[Job | None]:
+    """Ask accounting for the record of one job, whosever it is; None where there is none.
+
+    Of an id that was given to several jobs, or to one that ran again, the record that was made last.
+    """
+    check_id(job_id)
+
+    def choose(jobs: list[Job]) -> Job | None:
+        return next((job for job in reversed(jobs) if job_id in (job.id, job.shown_id)), None)
+
+    delimiter = f"|{mark or make_mark()}|"
+    argv = ("sacct", "--allusers", "--allocations", "--noheader", "--parsable2", f"--delimiter={delimiter}")
+    return Command(
+        (*argv, f"--jobs={job_id}", _render_format(FIELDS)),
+        lambda result: choose(_parse_jobs(result, delimiter)),
+        env=ENVIRONMENT,
+    )
+
+
 def find_key(key: str, user_name: str, since: datetime, mark: str | None = None) -> Command[list[Job]]:
     """Ask accounting for the jobs of a user that carry a key, those that ended first."""
 

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from portico.errors import Conflict, NotFound, PorticoError
 from portico.model import Reason, now
-from portico.schedulers.kept import Kept
+from portico.schedulers.kept import Kept, Shelf
 from portico.schedulers.protocol import (
     Action,
     Capacity,
@@ -48,7 +49,13 @@ STRANGER_S: Final = 5.0
 HISTORY_INTERVAL_S: Final = 30.0
 HISTORIES: Final = 200
 """Histories kept, one for each user who looked at theirs."""
+USAGE_INTERVAL_S: Final = 30.0
+"""What a job uses: sstat asks the controller and then every node of the job."""
+LOOKED_AT: Final = 2000
+"""Jobs whose details are kept, of those that somebody has a page of."""
 
+Stage = tuple[str, datetime | None, JobState | None, datetime | None]
+"""Whose a job is and what it has come to: what was told of it at another stage does not hold any more."""
 Accounts = tuple[bool, tuple[Qos, ...], tuple[site.Association, ...], dict[str, str]]
 
 
@@ -84,7 +91,9 @@ class SlurmScheduler:
         self._queue = Kept(lambda: self._console.do(None, queue.list_queue()), interval_s, timer)
         self._nodes = Kept(self._ask_nodes, NODES_INTERVAL_S, timer)
         self._accounts = Kept(self._ask_accounts, ACCOUNTS_INTERVAL_S, timer)
-        self._histories: dict[str | None, tuple[datetime, Kept[list[Job]]]] = {}
+        self._histories: Shelf[str | None, tuple[datetime, Kept[list[Job]]]] = Shelf(HISTORIES)
+        self._details: Shelf[str, tuple[Stage, Kept[JobDetails]]] = Shelf(LOOKED_AT)
+        self._records: Shelf[str, Kept[Job | None]] = Shelf(LOOKED_AT)
         self._jobs: dict[str, Job] = {}
         self._followed_at = NEVER
         self._shown = Queue((), None)
@@ -178,31 +187,51 @@ class SlurmScheduler:
 
     async def list_history(self, user_name: str | None, since: datetime) -> list[Job]:
         """Return what ended; see Scheduler. The same question within HISTORY_INTERVAL_S is answered from before."""
-        known = self._histories.pop(user_name, None)
+        known = self._histories.find(user_name)
         if known is None or since < known[0]:
 
             async def ask() -> list[Job]:
                 return await self._console.do(None, history.list_history(user_name, since))
 
-            known = since, Kept(ask, HISTORY_INTERVAL_S, self._timer)
-        self._histories[user_name] = known  # those that were looked at last are last
-        while len(self._histories) > HISTORIES:
-            del self._histories[next(iter(self._histories))]
+            known = self._histories.put(user_name, (since, Kept(ask, HISTORY_INTERVAL_S, self._timer)))
         return [job for job in await known[1].get() if job.ends is None or job.ends >= since]
 
+    async def find_record(self, job_id: str) -> Job | None:
+        """Return a job that the queue does not have any more, from accounting; see Scheduler."""
+        known = self._records.find(job_id)
+        if known is None:
+
+            async def ask() -> Job | None:
+                return await self._console.do(None, history.find_record(job_id))
+
+            known = self._records.put(job_id, Kept(ask, HISTORY_INTERVAL_S, self._timer))
+        await known.refresh()
+        if known.trouble is not None:
+            raise known.trouble
+        return known.value
+
     async def describe(self, user_name: str, ref: JobRef) -> JobDetails:
-        """Return more of a job; see Scheduler."""
+        """Return more of a job; see Scheduler. However many look at its page, asked for once in USAGE_INTERVAL_S."""
         job = self._find_same(ref)
         if job and job.user_name != user_name:
             raise NotFound("Slurm knows no such job of this user.")
+        state, started = (job.state, job.started) if job else (None, None)
+        stage: Stage = (user_name, ref.submitted, state, started)
+        known = self._details.find(ref.id)
+        if known is None or known[0] != stage:
+            ask = partial(self._ask_details, user_name, ref.id, state)
+            known = self._details.put(ref.id, (stage, Kept(ask, USAGE_INTERVAL_S, self._timer)))
+        return await known[1].get()
+
+    async def _ask_details(self, user_name: str, job_id: str, state: JobState | None) -> JobDetails:
         details = JobDetails()
         with contextlib.suppress(NotFound):  # the controller may have forgotten it; accounting has not
-            details = await self._console.do(None, history.describe(ref.id))
+            details = await self._console.do(None, history.describe(job_id))
         with contextlib.suppress(PorticoError):  # what it uses is not always known
-            if job is None or job.state is JobState.ENDED:
-                used = await self._console.do(None, history.measure_ended(ref.id))
-            elif job.state is JobState.RUNNING:
-                used = await self._console.do(user_name, history.measure_live(ref.id))
+            if state is None or state is JobState.ENDED:
+                used = await self._console.do(None, history.measure_ended(job_id))
+            elif state is JobState.RUNNING:
+                used = await self._console.do(user_name, history.measure_live(job_id))
             else:
                 return details
             folder = details.folder or used.folder
@@ -266,8 +295,12 @@ class SlurmScheduler:
         await self._own.close()
         for close in (self._queue.close, self._nodes.close, self._accounts.close):
             await close()
-        for _, kept in self._histories.values():
-            await kept.close()
+        for _, histories in self._histories.list():
+            await histories.close()
+        for _, details in self._details.list():
+            await details.close()
+        for record in self._records.list():
+            await record.close()
 
     async def _ask_nodes(self) -> tuple[tuple[site.Partition, ...], tuple[Node, ...]]:
         partitions = await self._console.do(None, site.list_partitions())

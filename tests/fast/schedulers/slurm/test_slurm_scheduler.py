@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from slurms import HOUR, KEYS, START, FakeJob, FakeSlurm
 
-from portico.errors import Conflict, Forbidden, Invalid, NotFound
+from portico.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from portico.model import Reason
+from portico.schedulers.kept import Shelf
 from portico.schedulers.protocol import Action, Feature, JobOptions, JobRef, JobRequest, JobState, JobStatus, Scheduler
 from portico.schedulers.slurm import own
+from portico.schedulers.slurm import scheduler as scheduler_module
 from portico.schedulers.slurm.scheduler import SlurmScheduler
 
 SCRIPT = b"#!/bin/sh\nexit 0\n"
@@ -665,3 +667,54 @@ def test_history_is_asked_once_for_many(place: Place) -> None:
         assert place.slurm.count("sacct") == 2
 
     run(test())
+
+
+def test_the_details_of_a_job_are_asked_once_for_many_pages(place: Place) -> None:
+    async def test() -> None:
+        key = await place.submit()
+        place.slurm.start(key)
+        await place.turn()
+        (job,) = (await place.scheduler.list_jobs()).jobs
+        for _ in range(5):
+            details = await asyncio.gather(*(place.scheduler.describe("alice", job.ref) for _ in range(40)))
+            assert all(one.output == "/home/alice/out" and one.cpu_used_s == 60 for one in details)
+        assert place.slurm.count("scontrol") == place.slurm.count("sstat") == 1
+        with pytest.raises(NotFound):
+            await place.scheduler.describe("bob", job.ref)
+        place.slurm.advance(scheduler_module.USAGE_INTERVAL_S + 1)
+        await place.scheduler.describe("alice", job.ref)
+        assert place.slurm.count("sstat") == 2
+        place.slurm.end(key)
+        await place.turn()
+        await place.scheduler.describe("alice", job.ref)
+        assert place.slurm.count("sstat") == 2 and ("sacct" in [program for _, program in place.slurm.asked])
+
+    run(test())
+
+
+def test_a_job_that_only_accounting_remembers(place: Place) -> None:
+    async def test() -> None:
+        key = await place.submit()
+        job = place.slurm.end(key)
+        job.in_queue = False
+        for _ in range(3):
+            found = await place.scheduler.find_record("100")
+            assert found and (found.key, found.user_name, found.state) == (key, "alice", JobState.ENDED)
+            assert await place.scheduler.find_record("101") is None
+        assert place.slurm.count("sacct") == 2
+        for text in ("", "x", "100; rm", "1-5", "--allusers"):
+            with pytest.raises(NotFound):
+                await place.scheduler.find_record(text)
+        place.slurm.accounting_down = True
+        with pytest.raises(Unavailable):
+            await place.scheduler.find_record("102")
+
+    run(test())
+
+
+def test_a_shelf_keeps_what_was_looked_at_last() -> None:
+    shelf: Shelf[int, str] = Shelf(2)
+    shelf.put(1, "one"), shelf.put(2, "two")
+    assert shelf.find(1) == "one"
+    shelf.put(3, "three")
+    assert (shelf.find(1), shelf.find(2), shelf.find(3)) == ("one", None, "three") and len(shelf.list()) == 2
