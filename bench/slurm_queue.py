@@ -5,9 +5,9 @@
 
 Starts a demo cluster and a Portico, fills the queue with jobs that do not begin before tomorrow, and opens pages over
 HTTP as browsers have them open: each is fetched again every 3 s. Half are tables, each with a filter and an order of
-its own; half are pages of one job each, some of them running. Prints how long a page took, and what the controller counted
-(sdiag(1), by user) beside what a question for each look would cost it, asked for real in the same run. As root;
-./portico test installs all.
+its own; half are pages of one job each, some of them running. Prints how long a page took, and what the controller
+counted (sdiag(1), by user) beside what a question for each look would cost it, asked for real in the same run. As
+root; ./portico test installs all.
 """
 
 from __future__ import annotations

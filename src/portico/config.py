@@ -92,6 +92,7 @@ class Config:
     mail_domain: str = setting("", "What follows the @ of users' addresses; by default the host.")
     # catalog
     catalog_dirs: tuple[str, ...] = setting((), "Folders with more apps; a later one replaces an app of the same id.")
+    job_template_dirs: tuple[str, ...] = setting((), "Folders with more scripts, NAME.sh, to begin a job with.")
     # set by the command line, not by the file
     state_dir: str = setting("", "Database and other things to keep; by default /var/lib/portico or below your home.")
     run_dir: str = setting("", "Sockets; by default /run/portico or below your own runtime folder.")

@@ -240,18 +240,19 @@ class NoticeKind(enum.StrEnum):
 
     READY = "ready"
     ENDING = "ending"
-    ENDED = "ended"
+    ENDED = "ended"  # with trouble
+    DONE = "done"
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What a user is told of a session, until they remove it."""
+    """What a user is told of a session or job, until they remove it. ``path`` is the page that tells more."""
 
     id: int
     user_name: str
     at: datetime
     kind: NoticeKind
-    session_id: str
+    path: str
     text: str
     hint: str
 

@@ -58,7 +58,7 @@ def test_a_terminal_on_a_node(alice: Visitor, slurm: DemoCluster) -> None:
 
 
 def test_a_job_from_the_form_to_its_output(alice: Visitor) -> None:
-    alice.go("/jobs/new?example=serial")
+    alice.go("/jobs/new?template=serial")
     assert "hostname" in alice.page.input_value("textarea[name=script]")
     alice.page.fill("textarea[name=script]", "#!/bin/bash\nfor i in $(seq 1 600); do echo line-$i; sleep 0.1; done\n")
     alice.page.fill("input[name=name]", "counting")

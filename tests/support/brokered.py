@@ -23,6 +23,7 @@ from typing import Any
 import portico
 from portico import wire
 from portico.accounts import Accounts
+from portico.cli.place import make_service_account
 from portico.config import Config
 from portico.model import Identity, Role, Session, SessionState, User, UserState, Via, now
 from portico.schedulers.local import LocalScheduler
@@ -39,13 +40,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def find_reason_to_skip() -> str:
     """Return why no broker can be run here; empty where it can."""
-    if os.geteuid() != 0:
-        return "needs root: real POSIX users"
-    try:
-        pwd.getpwnam("portico")
-    except KeyError:
-        return "the account portico is missing: run ./portico up once"
-    return ""
+    return "" if os.geteuid() == 0 else "needs root: real POSIX users"
 
 
 async def wait_for(condition: Callable[[], Awaitable[Any]], timeout_s: float = 10, what: str = "a condition") -> Any:
@@ -83,6 +78,7 @@ class Brokered:
             apps_port=8001,
             **settings,
         )
+        make_service_account(self.config)  # which a machine does not have on which Portico never ran
         for name in ("state", "home", "users", "catalog"):
             (self.folder / name).mkdir(mode=0o755)
         # The interpreter of jobs: -I would ignore where the source is, which an installed Portico has in its own place.

@@ -58,6 +58,12 @@ class TableScheduler:
         self.forgotten[job_id] = self.jobs.pop(job_id)
         self._queue = Queue(tuple(self.jobs.values()), now())
 
+    def end(self, name: str, reason: Reason, detail: str = "") -> None:
+        """Let a job end."""
+        job = next(job for job in self.jobs.values() if job.name == name)
+        self.jobs[job.id] = replace(job, state=JobState.ENDED, reason=reason, detail=detail)
+        self._queue = Queue(tuple(self.jobs.values()), now())
+
     async def submit(self, request: JobRequest) -> None:
         if self.refuses:
             raise self.refuses
@@ -75,7 +81,13 @@ class TableScheduler:
 
     async def query(self) -> dict[str, JobStatus]:
         found = {job.key: job for job in self.jobs.values() if job.key}
-        return {key: JobStatus(key, job.user_name, job.state, job_id=job.id, batch=True) for key, job in found.items()}
+        return {
+            key: JobStatus(
+                key, job.user_name, job.state, reason=job.reason, detail=job.detail, job_id=job.id, batch=True,
+                notify=self.requests[key].notify, name=job.name,
+            )
+            for key, job in found.items() if key in self.requests
+        }  # fmt: skip
 
     async def forget(self, key: str) -> None:
         self.requests.pop(key, None)

@@ -13,7 +13,7 @@ from portico.cli import show
 from portico.cli.client import Client
 from portico.cli.demo import cluster
 from portico.cli.show import AsJson
-from portico.errors import Invalid
+from portico.errors import Invalid, NotFound
 
 job = typer.Typer(no_args_is_help=True, help="Batch jobs on a cluster.")
 
@@ -112,6 +112,7 @@ def submit(
     output: Annotated[str, typer.Option("--output", "-o", help="File for its output.")] = "",
     error: Annotated[str, typer.Option("--error", "-e", help="File for its errors.")] = "",
     hold: Annotated[bool, typer.Option("--hold", help="Hold it until it is released.")] = False,
+    notify: Annotated[bool, typer.Option("--notify", help="Tell me, in the portal and by mail, when it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a script. What stands here counts for more than the script's own #SBATCH lines."""
@@ -126,7 +127,7 @@ def submit(
         "script": text, "name": name, "partition": partition, "account": account, "qos": qos, "nodes": nodes,
         "tasks": tasks, "cores": cores, "memory_gb": memory_gb, "hours": hours, "array": array,
         "dependency": dependency, "gres": gres, "constraint": constraint, "folder": folder, "output": output,
-        "error": error, "held": hold,
+        "error": error, "held": hold, "notify": notify,
     }  # fmt: skip
     made = client.ask("POST", f"{_find_cluster(client, on)}/jobs", {key: one for key, one in wanted.items() if one})
     if as_json:
@@ -172,6 +173,23 @@ def find_new(before: str, after: str) -> str:
     last = before[-2000:]
     at = after.rfind(last) if last else 0
     return after[at + len(last) :].lstrip("\n") if at >= 0 else after
+
+
+@job.command("template")
+def print_template(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Which; without one they are listed.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Print a script to begin a job with: portico job template serial > job.sh."""
+    found = Client(context.obj).ask("GET", "/job-templates")
+    if not name:
+        show.show(found, as_json, {"Name": "name", "What it is": "title"})
+        return
+    script = next((one["script"] for one in found if one["name"] == name), None)
+    if script is None:
+        raise NotFound("There is no such template.", hint="portico job template lists them.")
+    typer.echo(script, nl=False)
 
 
 @job.command("script")

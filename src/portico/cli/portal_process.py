@@ -14,7 +14,7 @@ from portico.accounts import ROOT, Accounts
 from portico.cli.relay_files import read_certificate, read_secret
 from portico.config import ClusterConfig, Config
 from portico.errors import NotFound
-from portico.jobs import Jobs
+from portico.jobs import Jobs, Templates
 from portico.model import Role
 from portico.portal import serve
 from portico.schedulers.local import LocalScheduler
@@ -89,7 +89,8 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     accounts = Accounts(store, config, machine)
     sessions = Sessions(store, config, catalog, machine, places)
     doors = Doors(store, config, accounts, sessions.connect)
-    jobs = Jobs(rows, machine, runner, [place.cluster for place in places])
+    templates = Templates([Path(folder) for folder in config.job_template_dirs])
+    jobs = Jobs(rows, machine, runner, [place.cluster for place in places], sessions.notices, templates)
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:

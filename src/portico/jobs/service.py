@@ -12,14 +12,14 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 from portico.accounts import Permission, may, require
 from portico.errors import Conflict, Forbidden, Invalid, NotFound, PorticoError
 from portico.jobs import files
 from portico.jobs.samples import INTERVAL_S, Sample, Samples
-from portico.model import Identity, now
+from portico.jobs.templates import Templates
+from portico.model import Identity, Reason, now
 from portico.schedulers.clusters import Cluster
 from portico.schedulers.index import Column, JobFilter, JobIndex, Page
 from portico.schedulers.protocol import (
@@ -30,12 +30,14 @@ from portico.schedulers.protocol import (
     JobOptions,
     JobRequest,
     JobState,
+    JobStatus,
     Node,
     Offer,
     Queue,
 )
 from portico.schedulers.slurm.command import Runner
 from portico.sessions.machine import BrokerMachine
+from portico.sessions.notices import Notices
 from portico.sessions.remote_place import find_groups
 from portico.sessions.rows import Rows
 from portico.sessions.service import make_session_id
@@ -46,9 +48,21 @@ GB: Final = 10**9
 HISTORY_DAYS: Final = 90
 SUBMIT_PATIENCE_S: Final = 3.0
 """How long a submission waits for the scheduler's own id of the job."""
-TIDY_S: Final = 60.0
+TIDY_S: Final = 5.0
+UNTOLD: Final = frozenset({Reason.STOPPED, Reason.CANCELLED})
+"""Ends of jobs that somebody brought about."""
+ENDS: Final = {
+    Reason.FAILED: "Its program ended with an error.",
+    Reason.TIME_LIMIT: "Its time was over.",
+    Reason.OUT_OF_MEMORY: "It needed more memory than it had.",
+    Reason.NODE_FAILED: "The node on which it ran failed.",
+    Reason.PREEMPTED: "Its nodes were needed for work of higher priority.",
+    Reason.NOT_STARTED: "It could not be started.",
+    Reason.CANCELLED: "It was cancelled.",
+    Reason.STOPPED: "It was cancelled.",
+}
+"""Why jobs end, as people are told."""
 ALL: Final = JobFilter()
-EXAMPLES: Final = Path(__file__).parent / "examples"
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class Wanted:
     memory_gb: float = 0
     hours: float = 0
     options: JobOptions = field(default_factory=JobOptions)
+    notify: bool = False
 
 
 class Jobs:
@@ -89,6 +104,8 @@ class Jobs:
     Args:
         runner: Runs commands as a user.
         clusters: All clusters; those without batch jobs are left out.
+        notices: Where users are told of ends.
+        templates: Scripts to begin with; by default Portico's own.
     """
 
     def __init__(
@@ -97,12 +114,16 @@ class Jobs:
         machine: BrokerMachine,
         runner: Runner,
         clusters: Sequence[Cluster],
+        notices: Notices,
+        templates: Templates | None = None,
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._rows = rows
         self._machine = machine
         self._runner = runner
         self._clusters = {one.name: one for one in clusters if Feature.BATCH in one.scheduler.features}
+        self._notices = notices
+        self.templates = templates or Templates()
         self._clock = clock
         self._indexes: dict[str, tuple[Queue, JobIndex]] = {}
         self._samples = {name: Samples() for name in self._clusters}
@@ -125,22 +146,23 @@ class Jobs:
         return self._clusters[name]
 
     async def run(self) -> None:
-        """Take samples, and forget submissions that are over, until cancelled."""
-        tidy_at = 0.0
+        """Take samples, tell of ends, and forget submissions that are over, until cancelled."""
+        sample_at = 0.0
         loop = asyncio.get_running_loop()
         while True:
+            at = loop.time()
             for cluster in self._clusters.values():
                 try:
-                    await self._sample(cluster)
-                    if loop.time() >= tidy_at:
-                        await self._tidy(cluster)
+                    await self._tidy(cluster)
+                    if at >= sample_at:
+                        await self._sample(cluster)
                 except PorticoError as error:
                     log.warning("%s: %s %s", cluster.name, error.message, error.why)
                 except Exception:  # a defect, which must not end the pages
                     log.exception("%s", cluster.name)
-            if loop.time() >= tidy_at:
-                tidy_at = loop.time() + TIDY_S
-            await asyncio.sleep(INTERVAL_S)
+            if at >= sample_at:
+                sample_at = at + INTERVAL_S
+            await asyncio.sleep(TIDY_S)
 
     async def _sample(self, cluster: Cluster) -> None:
         queue = await cluster.scheduler.list_jobs()
@@ -150,9 +172,13 @@ class Jobs:
             self._samples[cluster.name].add(sample)
 
     async def _tidy(self, cluster: Cluster) -> None:
-        """Forget what a scheduler keeps of submissions for us once they are in its own records."""
+        """Tell of ends, and forget what a scheduler keeps of submissions for us once they are in its own records."""
         for key, status in (await cluster.scheduler.query()).items():
             if status.batch and status.state is JobState.ENDED:
+                if status.notify and status.reason not in UNTOLD:
+                    trouble = status.reason is not Reason.FINISHED
+                    path = f"/jobs/{cluster.name}/{status.job_id}"
+                    await self._notices.on_job_end(status.user_name, path, describe_end(status), trouble=trouble)
                 await cluster.scheduler.forget(key)
 
     # looking
@@ -330,6 +356,7 @@ class Jobs:
             script=script,
             options=wanted.options,
             batch=True,
+            notify=wanted.notify,
         )
         groups = await asyncio.to_thread(find_groups, who.user_name)
         await place.scheduler.check(request, groups)
@@ -431,6 +458,10 @@ def find_actions(job: Job, features: frozenset[Feature]) -> tuple[Action, ...]:
     return tuple(found)
 
 
-def list_examples() -> dict[str, str]:
-    """Return scripts to begin with, by name."""
-    return {path.stem: path.read_text() for path in sorted(EXAMPLES.glob("*.sh"))}
+def describe_end(status: JobStatus) -> str:
+    """Return a sentence or two on how a job has ended."""
+    name = f"Job {status.job_id}{f' ({status.name})' if status.name else ''}"
+    if status.reason is Reason.FINISHED:
+        return f"{name} has finished."
+    sentence = ENDS.get(status.reason, "It is not known why.") if status.reason else "It is not known why."
+    return f"{name} has ended. {sentence}{f' ({status.detail})' if status.detail else ''}"

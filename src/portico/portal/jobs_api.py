@@ -45,11 +45,12 @@ class JobSubmission(BaseModel):
     exclusive: bool = False
     requeue: bool = False
     held: bool = False
+    notify: bool = False
 
     def read(self) -> Wanted:
         """Return it as the jobs' service takes it."""
         values = self.model_dump()
-        own = {name: values.pop(name) for name in ("script", "path", "cores", "memory_gb", "hours")}
+        own = {name: values.pop(name) for name in ("script", "path", "cores", "memory_gb", "hours", "notify")}
         return Wanted(**own, options=JobOptions(**values))
 
 
@@ -83,6 +84,12 @@ async def list_clusters(request: Request, who: Who) -> list[dict[str, Any]]:
         {"name": one.name, "title": one.title, "kind": one.kind, "jobs": one.name in takes_jobs}
         for one in context.sessions.clusters
     ]
+
+
+@router.get("/job-templates")
+async def list_templates(request: Request, who: Who) -> list[dict[str, str]]:
+    """List scripts to begin a job with."""
+    return [asdict(one) for one in get_context(request).jobs.templates.list()]
 
 
 @router.get("/clusters/{cluster}/offers")

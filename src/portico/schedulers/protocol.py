@@ -76,7 +76,8 @@ class JobOptions:
 class JobRequest:
     """What is asked for. ``key`` is the session's id: with it a job is found again, whatever else was lost.
 
-    ``batch`` for a job that is nobody's session, and has a key of the same form.
+    ``batch`` for a job that is nobody's session, and has a key of the same form; ``notify`` if its user wants to be
+    told of its end.
 
     The embedded scheduler runs ``argv`` with ``env``; a batch system runs ``script`` with ``env``. No secret is in
     any of them: batch systems keep them. 0 for cores, memory or time means that the script or the site decides.
@@ -93,6 +94,7 @@ class JobRequest:
     script: bytes = b""
     options: JobOptions = JobOptions()
     batch: bool = False
+    notify: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class JobStatus:
     position: int = 0  # in its queue, from 1; 0: not known
     expected_start: datetime | None = None
     batch: bool = False
+    notify: bool = False
+    name: str = ""  # as it was submitted
 
 
 @dataclass(frozen=True)

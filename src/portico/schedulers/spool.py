@@ -180,6 +180,7 @@ def parse_request(asked: dict[str, Any]) -> JobRequest:
         script=base64.b64decode(asked.get("script", ""), validate=True),
         options=JobOptions(**{n: type(d)(options.get(n, d)) for n, d in asdict(JobOptions()).items()}),
         batch=bool(asked.get("batch", False)),
+        notify=bool(asked.get("notify", False)),
     )
     if not SESSION_ID.match(request.key) or not USER_NAME.match(request.user_name):
         raise ValueError("its key or its user is none")

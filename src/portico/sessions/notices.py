@@ -1,4 +1,4 @@
-"""Notices: a session is ready after a while, will end soon, or has failed. In the pages, and by e-mail where set.
+"""Notices: a session is ready after a while, ends soon, or has failed; a job has ended. In pages, and by mail.
 
 A notice is a row until its user removes it, or for a week. Mail is sent beside it and may fail: that is logged, and
 nothing waits for it.
@@ -117,13 +117,14 @@ class Notices:
     async def on_ready(self, session: Session) -> None:
         """Tell that a session is ready, if its user has waited for it."""
         if session.ready and session.ready - session.created >= READY_AFTER:
-            await self._tell(session, NoticeKind.READY, f"{session.title} is ready.", "")
+            await self._tell(session.user_name, NoticeKind.READY, _find_page(session), f"{session.title} is ready.")
 
     async def on_end(self, session: Session) -> None:
         """Tell why a session has ended, unless its user or its program ended it."""
         if session.reason is not None and session.reason not in QUIET:
             sentence, hint = describe_end(session)
-            await self._tell(session, NoticeKind.ENDED, f"{session.title} has ended. {sentence}", hint)
+            text = f"{session.title} has ended. {sentence}"
+            await self._tell(session.user_name, NoticeKind.ENDED, _find_page(session), text, hint)
 
     async def tell_soon(self) -> None:
         """Tell of every session that will end soon, once for each end that it is given."""
@@ -135,25 +136,34 @@ class Notices:
                 continue
             since = session.ends - SOON
             known = await self._rows.read(lambda tx, s=session: tx.list_notices(s.user_name, 100))  # type: ignore[misc]
-            if any(n.session_id == session.id and n.kind is NoticeKind.ENDING and n.at >= since for n in known):
+            if any(n.path == _find_page(session) and n.kind is NoticeKind.ENDING and n.at >= since for n in known):
                 continue
             minutes = max(1, round((session.ends - at).total_seconds() / 60))
             text = f"{session.title} ends in {minutes} minutes."
-            await self._tell(session, NoticeKind.ENDING, text, "Save your work, or press Extend on its page.")
+            hint = "Save your work, or press Extend on its page."
+            await self._tell(session.user_name, NoticeKind.ENDING, _find_page(session), text, hint)
+
+    # what happens to jobs
+
+    async def on_job_end(self, user_name: str, path: str, text: str, *, trouble: bool) -> None:
+        """Tell of the end of a job, once."""
+        known = await self._rows.read(lambda tx: tx.list_notices(user_name, 100))
+        if not any(notice.path == path for notice in known):
+            await self._tell(user_name, NoticeKind.ENDED if trouble else NoticeKind.DONE, path, text)
 
     async def prune(self) -> None:
         """Remove old ones."""
         await self._rows.write(lambda tx: tx.delete_notices(self._clock() - KEPT))
 
-    async def _tell(self, session: Session, kind: NoticeKind, text: str, hint: str) -> None:
+    async def _tell(self, user_name: str, kind: NoticeKind, path: str, text: str, hint: str = "") -> None:
         def write(tx: Transaction) -> None:
-            tx.add_notice(session.user_name, self._clock(), kind, session.id, text, hint)
+            tx.add_notice(user_name, self._clock(), kind, path, text, hint)
 
         await self._rows.write(write)
-        self._changes.tell(session.user_name)
+        self._changes.tell(user_name)
         if self._mailer is not None:
-            body = f"{text}\n{hint}\n\n{self._origin}/sessions/{session.id}\n"
-            task = asyncio.create_task(self._mail(session.user_name, text, body))
+            body = f"{text}\n{hint}\n\n{self._origin}{path}\n"
+            task = asyncio.create_task(self._mail(user_name, text, body))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -191,3 +201,7 @@ class Notices:
         if not await self._rows.write(lambda tx: tx.delete_notice(who.user_name, notice_id)):
             raise NotFound("There is no such notice.")
         self._changes.tell(who.user_name)
+
+
+def _find_page(session: Session) -> str:
+    return f"/sessions/{session.id}"

@@ -163,7 +163,7 @@ notices = Table(
     Column("user_name", String(32), nullable=False, index=True),
     Column("at", UtcTime, nullable=False),
     Column("kind", String(16), nullable=False),
-    Column("session_id", String(12), nullable=False),
+    Column("path", String(200), nullable=False),
     Column("text", Text, nullable=False),
     Column("hint", Text, nullable=False),
     sqlite_autoincrement=True,

@@ -341,9 +341,9 @@ class Transaction:
 
     # notices
 
-    def add_notice(self, user_name: str, at: datetime, kind: NoticeKind, session_id: str, text: str, hint: str) -> None:
+    def add_notice(self, user_name: str, at: datetime, kind: NoticeKind, path: str, text: str, hint: str) -> None:
         """Add a notice."""
-        values = {"user_name": user_name, "at": at, "kind": kind.value, "session_id": session_id}
+        values = {"user_name": user_name, "at": at, "kind": kind.value, "path": path}
         self._db.execute(insert(t.notices).values(**values, text=text[:1000], hint=hint[:1000]))
 
     def list_notices(self, user_name: str, limit: int) -> list[Notice]:

@@ -330,10 +330,16 @@ def terminal(tmp_path: Path) -> Iterator[str]:
         [sys.executable, "-m", "portico.agent.terminal", "--socket", path, "--", "/bin/sh"],
         env={"PYTHONPATH": SOURCE, "PATH": "/usr/bin:/bin", "PS1": "$ ", "HOME": "/"}, start_new_session=True,
     )  # fmt: skip
-    wait_until(lambda: os.path.exists(path))
+    wait_until(lambda: listens(path))
     yield path
     process.kill()
     process.wait()
+
+
+def listens(path: str) -> bool:
+    """Return whether somebody takes connections there: the path alone is there a little earlier."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(path) == 0
 
 
 class Attached:

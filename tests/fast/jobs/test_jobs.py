@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from desk import Desk
+from desk import Desk, until
 from table_cluster import FilesRunner, make_cluster
 
 from portico.cli.jobs import find_new
 from portico.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
-from portico.jobs import Action, Column, JobFilter, JobOptions, Jobs, JobState, Wanted
+from portico.jobs import Action, Column, JobFilter, JobOptions, Jobs, JobState, Templates, Wanted
 from portico.jobs import files as job_files
 from portico.jobs.samples import draw_line
-from portico.model import Identity, Role, Via
+from portico.model import Identity, NoticeKind, Reason, Role, Via
 from portico.schedulers.slurm.command import Result
 from portico.sessions.changes import Changes
 from portico.sessions.rows import Rows
@@ -37,7 +37,9 @@ class Office:
         self.files = FilesRunner()
         cluster, self.slurm = make_cluster()
         rows = Rows(self.desk.store, Changes())
-        self.jobs = Jobs(rows, self.desk.machine, self.files, [cluster], self.desk.clock)  # type: ignore[arg-type]
+        self.jobs = Jobs(
+            rows, self.desk.machine, self.files, [cluster], self.desk.sessions.notices, clock=self.desk.clock
+        )  # type: ignore[arg-type]
         self.alice, self.bob = self.desk.add_user("alice"), self.desk.add_user("bob")
         self.admin = self.desk.add_user("carol", Role.ADMIN)
 
@@ -111,6 +113,46 @@ def test_a_job_that_the_queue_has_forgotten(office: Office) -> None:
     for who, job_id in ((office.bob, job.id), (office.alice, "999")):
         with pytest.raises(NotFound, match="no such job"):
             run(office.jobs.view(who, "demo", job_id))
+
+
+def test_a_job_tells_of_its_end_once_if_it_was_asked_to(office: Office) -> None:
+    async def test() -> None:
+        for notify, name in ((True, "told"), (False, "quiet"), (True, "stopped")):
+            await office.jobs.submit(office.alice, "", Wanted(SCRIPT, options=JobOptions(name=name), notify=notify))
+        for name, reason, detail in (
+            ("told", Reason.FAILED, "exit status 3"), ("quiet", Reason.FAILED, ""), ("stopped", Reason.STOPPED, ""),
+        ):  # fmt: skip
+            office.slurm.end(name, reason, detail)
+        watch = asyncio.create_task(office.jobs.run())
+
+        async def is_forgotten() -> bool:
+            return not office.slurm.requests
+
+        await until(is_forgotten)
+        await office.jobs._tidy(office.jobs.get_cluster())
+        watch.cancel()
+        (notice,) = await office.desk.sessions.notices.list_notices(office.alice)
+        (job_id,) = [job.id for job in office.slurm.jobs.values() if job.name == "told"]
+        assert notice.path == f"/jobs/demo/{job_id}" and notice.kind is NoticeKind.ENDED
+        assert notice.text == f"Job {job_id} (told) has ended. Its program ended with an error. (exit status 3)"
+
+    run(test())
+
+
+def test_templates_of_ours_and_of_the_site(tmp_path: Path) -> None:
+    assert [one.name for one in Templates().list()] == ["array", "parallel", "serial"]
+    assert Templates().get("serial").title == "One program on one core."
+    (tmp_path / "serial.sh").write_text("#!/bin/sh\n#SBATCH -n 1\n# Ours\ntrue\n")
+    (tmp_path / "a b.sh").write_text("#!/bin/sh\n")
+    (tmp_path / "bytes.sh").write_bytes(b"#!/bin/sh\n\xff")
+    (tmp_path / "large.sh").write_bytes(b"#" * 300_000)
+    (tmp_path / "gone.sh").symlink_to("/nonexistent")
+    templates = Templates([tmp_path, tmp_path / "nowhere"])
+    assert [one.name for one in templates.list()] == ["array", "parallel", "serial"]
+    assert templates.get("serial").title == "Ours"
+    for name in ("nothing", "../serial", ""):
+        with pytest.raises(NotFound):
+            templates.get(name)
 
 
 def test_submitting(office: Office) -> None:

@@ -136,7 +136,9 @@ class World:
         self.doors = Doors(self.store, self.config, self.accounts, self.sessions.connect)
         self.files = FilesRunner()
         cluster, self.slurm = make_cluster()
-        self.jobs = Jobs(Rows(self.store, Changes()), machine, self.files, [place.cluster, cluster])
+        self.jobs = Jobs(
+            Rows(self.store, Changes()), machine, self.files, [place.cluster, cluster], self.sessions.notices
+        )
         self.fastapi = create_app(self.accounts, self.sessions, self.doors, self.jobs, self.config)
         self.app = guard(self.fastapi, self.config)
         for name, role in (("root-of-all", Role.ADMIN), ("alice", Role.USER), ("bob", Role.USER), ("carol", Role.USER)):

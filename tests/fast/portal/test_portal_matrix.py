@@ -98,6 +98,7 @@ ROWS = {
     "POST /api/v1/sessions/{session_id}/shares": ALICES_API,
     "DELETE /api/v1/sessions/{session_id}/shares/{share_id}": ALICES_API,
     "GET /api/v1/clusters": OWN_API,
+    "GET /api/v1/job-templates": OWN_API,
     "GET /api/v1/clusters/{cluster}/offers": OWN_API,
     "GET /api/v1/clusters/{cluster}/nodes": OWN_API,
     "GET /api/v1/clusters/{cluster}/jobs": OWN_API,

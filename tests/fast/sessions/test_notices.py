@@ -64,7 +64,7 @@ def test_a_failure_is_told_once_and_a_stop_is_not(tmp_path: Path) -> None:
             await desk.sessions._keepers["local"].finish(failed, Reason.OUT_OF_MEMORY, "")
             await desk.sessions._keepers["local"].finish(failed, Reason.LOST, "")
         (notice,) = await desk.sessions.notices.list_notices(alice)
-        assert notice.kind is NoticeKind.ENDED and notice.session_id == failed.id
+        assert notice.kind is NoticeKind.ENDED and notice.path == f"/sessions/{failed.id}"
         assert "Lab has ended" in notice.text and "memory" in notice.text and notice.hint
         assert await desk.sessions.notices.list_notices(bob) == []
         with pytest.raises(NotFound):
@@ -98,7 +98,7 @@ def test_an_end_that_comes_is_told_once_for_each_extension(tmp_path: Path) -> No
         alice = desk.add_user("alice")
         async with desk.keeping():
             session = await desk.start_ready(alice, hours=2)
-            short = await desk.start_ready(alice, hours=0.25)
+            await desk.start_ready(alice, hours=0.25)
             notices = desk.sessions.notices
             await notices.tell_soon()
             assert await notices.list_notices(alice) == []
@@ -107,7 +107,7 @@ def test_an_end_that_comes_is_told_once_for_each_extension(tmp_path: Path) -> No
                 await notices.tell_soon()
             (notice,) = await notices.list_notices(alice)
             assert notice.kind is NoticeKind.ENDING and "10 minutes" in notice.text
-            assert notice.session_id == session.id != short.id
+            assert notice.path == f"/sessions/{session.id}"
             extended = await desk.sessions.extend(alice, session.id)
             assert extended.ends and session.ends
             await notices.tell_soon()

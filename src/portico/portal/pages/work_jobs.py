@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from portico.accounts import Permission, may
 from portico.errors import Invalid, NotFound, PorticoError
-from portico.jobs import Action, Column, Job, JobDetails, JobFilter, JobOptions, JobState, Offer, Wanted, list_examples
+from portico.jobs import ENDS, Action, Column, Job, JobDetails, JobFilter, JobOptions, JobState, Offer, Wanted
 from portico.jobs.samples import draw_line
 from portico.model import Identity
 from portico.portal.context import get_context
@@ -98,8 +98,10 @@ async def show_jobs(
 
 
 @router.get("/jobs/new")
-async def show_form(request: Request, who: Who, cluster: Short = "", like: Short = "", example: Short = "") -> Response:
-    """Show the form to submit a job: empty, from an example, or like an earlier job."""
+async def show_form(
+    request: Request, who: Who, cluster: Short = "", like: Short = "", template: Short = ""
+) -> Response:
+    """Show the form to submit a job: empty, from a template, or like an earlier job."""
     jobs = get_context(request).jobs
     place = jobs.get_cluster(cluster)
     given: dict[str, str] = {}
@@ -110,8 +112,8 @@ async def show_form(request: Request, who: Who, cluster: Short = "", like: Short
             given["script"] = await jobs.read_script(who, place.name, like)
         except PorticoError as trouble:
             error = trouble
-    elif example:
-        given["script"] = list_examples().get(example, "")
+    elif template:
+        given["script"] = jobs.templates.get(template).script
     return await _show_form(request, who, place.name, given, error)
 
 
@@ -142,10 +144,23 @@ async def _show_form(
         cluster=jobs.get_cluster(cluster),
         clusters=jobs.clusters,
         offers=offers,
+        choices=_find_choices(offers),
         given=given,
-        examples=list_examples(),
+        templates=jobs.templates.list(),
         error=error,
     )
+
+
+def _find_choices(offers: list[Offer]) -> list[tuple[str, str, dict[str, list[str]]]]:
+    """Return field, label, and what it offers with the partitions in which each is good."""
+    accounts: dict[str, list[str]] = {}
+    qos: dict[str, list[str]] = {}
+    for offer in offers:
+        for account in offer.accounts:
+            accounts.setdefault(account, []).append(offer.partition)
+        for one in offer.qos:
+            qos.setdefault(one.name, []).append(offer.partition)
+    return [("account", "Account", accounts), ("qos", "QOS", qos)]
 
 
 @router.post("/jobs")
@@ -171,7 +186,8 @@ def _read_form(form: dict[str, str]) -> Wanted:
     options = JobOptions(**texts, nodes=int(numbers["nodes"]), tasks=int(numbers["tasks"]), held="held" in form)
     path = form.get("path", "").strip()
     script = "" if path else form.get("script", "")
-    return Wanted(script, path, numbers["cores"], numbers["memory_gb"], numbers["hours"], options)
+    own = {name: numbers[name] for name in ("cores", "memory_gb", "hours")}
+    return Wanted(script, path, **own, options=options, notify="notify" in form)
 
 
 def _parse_number(form: dict[str, str], name: str) -> float:
@@ -232,6 +248,7 @@ async def show_job(request: Request, who: Who, cluster: str, job_id: str) -> Res
         can_change_limit=view.can_change_limit,
         cluster=jobs.get_cluster(cluster),
         outputs=outputs,
+        ends=ENDS,
     )
 
 

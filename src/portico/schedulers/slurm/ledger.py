@@ -84,6 +84,8 @@ class Entry:
             self.position if waits else 0,
             self.expected_start if waits else None,
             self.request.batch,
+            self.request.notify,
+            self.request.options.name,
         )
 
 
