@@ -51,6 +51,8 @@ HISTORIES: Final = 200
 """Histories kept, one for each user who looked at theirs."""
 USAGE_INTERVAL_S: Final = 30.0
 """What a job uses: sstat asks the controller and then every node of the job."""
+WAITING_INTERVAL_S: Final = 300.0
+"""Where a job that waits will write to."""
 LOOKED_AT: Final = 2000
 """Jobs whose details are kept, of those that somebody has a page of."""
 
@@ -211,7 +213,7 @@ class SlurmScheduler:
         return known.value
 
     async def describe(self, user_name: str, ref: JobRef) -> JobDetails:
-        """Return more of a job; see Scheduler. However many look at its page, asked for once in USAGE_INTERVAL_S."""
+        """Return more of a job; see Scheduler. However many look at its page, asked for once an interval."""
         job = self._find_same(ref)
         if job and job.user_name != user_name:
             raise NotFound("Slurm knows no such job of this user.")
@@ -220,7 +222,8 @@ class SlurmScheduler:
         known = self._details.find(ref.id)
         if known is None or known[0] != stage:
             ask = partial(self._ask_details, user_name, ref.id, state)
-            known = self._details.put(ref.id, (stage, Kept(ask, USAGE_INTERVAL_S, self._timer)))
+            interval_s = WAITING_INTERVAL_S if state is JobState.QUEUED else USAGE_INTERVAL_S
+            known = self._details.put(ref.id, (stage, Kept(ask, interval_s, self._timer)))
         return await known[1].get()
 
     async def _ask_details(self, user_name: str, job_id: str, state: JobState | None) -> JobDetails:
