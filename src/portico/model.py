@@ -258,6 +258,55 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class SshKey:
+    """A public key of a user's (RFC 4253, section 6.6). ``body`` is its base64, ``fingerprint`` is ``SHA256:…``.
+
+    ``sources`` are networks in CIDR notation from which alone it is good; empty: from everywhere.
+    """
+
+    id: int
+    user_name: str
+    label: str
+    kind: str
+    body: str
+    fingerprint: str
+    bits: int
+    sources: tuple[str, ...]
+    created: datetime
+    expires: datetime | None = None
+    last_used: datetime | None = None
+    last_address: str = ""
+
+
+@dataclass(frozen=True)
+class SshCertificate:
+    """A certificate that was signed for a user's key (OpenSSH, PROTOCOL.certkeys); ``body`` is that of the key."""
+
+    serial: int
+    user_name: str
+    kind: str
+    body: str
+    fingerprint: str
+    sources: tuple[str, ...]
+    created: datetime
+    expires: datetime
+    revoked: datetime | None = None
+    last_used: datetime | None = None
+    last_address: str = ""
+
+
+@dataclass(frozen=True)
+class SshConnection:
+    """An sshd process that let somebody in with a key (``key:3``) or a certificate (``certificate:4``)."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+    credential: str
+    user_name: str
+
+
+@dataclass(frozen=True)
 class AuditEntry:
     """A change of state: who did what to whom. ``action`` is ``noun:verb``, as in the permission table."""
 

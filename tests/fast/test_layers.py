@@ -18,19 +18,32 @@ MAY_IMPORT = {
     "broker": set(),
     "agent": set(),
     "relay": set(),
+    "ssh": set(),
     "gateway": set(),
     "schedulers": set(),
     "store": set(),
     "demo": set(),
-    "accounts": {"store"},
-    "sessions": {"accounts", "schedulers", "store"},
+    "accounts": {"ssh", "store"},
+    "sessions": {"accounts", "schedulers", "ssh", "store"},
     "jobs": {"accounts", "schedulers", "sessions", "store"},
-    "portal": {"accounts", "jobs", "sessions", "store"},
-    "cli": {"demo", "broker", "agent", "gateway", "schedulers", "store", "accounts", "sessions", "jobs", "portal"},
+    "portal": {"accounts", "jobs", "sessions", "ssh", "store"},
+    "cli": {
+        "demo",
+        "ssh",
+        "broker",
+        "agent",
+        "gateway",
+        "schedulers",
+        "store",
+        "accounts",
+        "sessions",
+        "jobs",
+        "portal",
+    },
 }
 """Package → the packages it may import, besides itself and the floor."""
 
-STANDARD_LIBRARY_ONLY = {"floor", "broker", "agent", "relay", "schedulers", "demo"}
+STANDARD_LIBRARY_ONLY = {"floor", "broker", "agent", "relay", "schedulers", "demo", "ssh"}
 EXCEPTIONS = {
     # The broker forks agents from itself, already imported: a fork needs milliseconds, a new interpreter hundreds.
     ("broker", "agent"),

@@ -169,6 +169,54 @@ notices = Table(
     sqlite_autoincrement=True,
 )
 
+ssh_keys = Table(
+    "ssh_keys",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("user_name", String(32), nullable=False),
+    Column("label", String(100), nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("bits", Integer, nullable=False),
+    Column("sources", Text, nullable=False),
+    Column("created", UtcTime, nullable=False),
+    Column("expires", UtcTime),
+    Column("last_used", UtcTime),
+    Column("last_address", String(64), nullable=False),
+    Index("uq_ssh_keys_user_fingerprint", "user_name", "fingerprint", unique=True),
+    sqlite_autoincrement=True,
+)
+
+ssh_certificates = Table(
+    "ssh_certificates",
+    metadata,
+    Column("serial", Integer, primary_key=True),
+    Column("user_name", String(32), nullable=False, index=True),
+    Column("kind", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("sources", Text, nullable=False),
+    Column("created", UtcTime, nullable=False),
+    Column("expires", UtcTime, nullable=False),
+    Column("revoked", UtcTime),
+    Column("last_used", UtcTime),
+    Column("last_address", String(64), nullable=False),
+    sqlite_autoincrement=True,  # a serial number is never given twice
+)
+
+ssh_connections = Table(
+    "ssh_connections",
+    metadata,
+    Column("pid", Integer, primary_key=True, autoincrement=False),
+    Column("start_ticks", Integer, primary_key=True, autoincrement=False),
+    Column("boot_id", String(36), primary_key=True),
+    Column("credential", String(32), primary_key=True),
+    Column("user_name", String(32), nullable=False, index=True),
+    Column("at", UtcTime, nullable=False),
+)
+"""sshd processes that asked for a key or a certificate and got it: ``credential`` is ``key:3`` or ``certificate:4``."""
+
 audit = Table(
     "audit",
     metadata,

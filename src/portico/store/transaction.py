@@ -25,11 +25,12 @@ from portico.model import (
     now,
 )
 from portico.store import tables as t
+from portico.store.ssh_rows import SshRows
 
 LIVE = (SessionState.QUEUED, SessionState.STARTING, SessionState.READY)
 
 
-class Transaction:
+class Transaction(SshRows):
     """What can be read and changed at once. Nothing here decides who may."""
 
     def __init__(self, connection: Connection) -> None:
@@ -75,6 +76,7 @@ class Transaction:
         self._db.execute(delete(t.sessions).where(t.sessions.c.user_name == user.name))
         self._db.execute(delete(t.notices).where(t.notices.c.user_name == user.name))
         self._db.execute(delete(t.shares).where(t.shares.c.viewer_name == user.name))
+        self.delete_ssh(user.name)
         self._db.execute(delete(t.users).where(t.users.c.id == user.id))
 
     # one-time codes
