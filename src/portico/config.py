@@ -20,6 +20,9 @@ from portico.errors import Invalid
 SERVICE_ACCOUNT: Final = "portico"
 """The POSIX account of gateway and portal on a multi-user machine."""
 
+SSH_ACCOUNT: Final = "portico-ssh"
+"""The POSIX account that sshd's look-ups run as: it can ask the portal about keys, and nothing else."""
+
 USER_GROUP: Final = "portico-users"
 """The POSIX group whose members the broker acts for. An existing account takes part once root adds it."""
 
@@ -66,6 +69,15 @@ class Config:
     sign_in_hours: float = setting(12.0, "A sign-in ends this long after it was made.")
     idle_hours: float = setting(4.0, "A sign-in ends when it was not used for this long.")
     password_min_length: int = setting(12, "Shortest password, in characters (NIST SP 800-63B asks for 8 or more).")
+    # SSH
+    ssh_port: int = setting(2222, "Port of Portico's own sshd; 0 for none.")
+    ssh_host: str = setting("", "Name by which SSH clients reach it; by default `host`.")
+    ssh_keys: bool = setting(True, "Whether plain public keys are good; otherwise certificates alone.")
+    ssh_sign_in_hours: float = setting(
+        0.0, "Plain keys are good only while their user has signed in in a browser within this time; 0: always."
+    )
+    ssh_forwarding: str = setting("yes", "TCP forwarding by SSH: yes, loopback (to the machine's own ports), or no.")
+    ssh_banner: str = setting("", "File that sshd shows before anybody is let in: the terms of use, say.")
     # accounts
     home_base: str = setting("/home", "Folder in which homes of new accounts are made.")
     uid_min: int = setting(20000, "Lowest uid of accounts that Portico makes or acts for.")
@@ -133,7 +145,7 @@ class Config:
     def socket_paths(self) -> dict[str, str]:
         """Where the processes listen, by name. See docs/protocol.md."""
         run = Path(self.run_dir)
-        return {name: str(run / f"{name}.sock") for name in ("broker", "portal", "routes", "api", "relays")}
+        return {name: str(run / f"{name}.sock") for name in ("broker", "portal", "routes", "api", "relays", "ssh")}
 
     @property
     def database_url(self) -> str:
@@ -149,6 +161,7 @@ def _render_origin(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{name}" if port == _DEFAULT_PORTS[scheme] else f"{scheme}://{name}:{port}"
 
 
+SSH_FORWARDING: Final = ("yes", "loopback", "no")
 CLIPBOARD_WAYS: Final = ("both", "in", "out", "none")
 CLIPBOARD_MOST_KB: Final = 20_000
 """What TigerVNC and noVNC take at all is about as much."""
@@ -260,6 +273,10 @@ def _fill_in(config: Config) -> Config:
         raise Invalid(f"The setting clipboard must be one of {', '.join(CLIPBOARD_WAYS)}.", field="clipboard")
     if filled.clipboard_max_kb > CLIPBOARD_MOST_KB:
         raise Invalid(f"The setting clipboard_max_kb must be {CLIPBOARD_MOST_KB} at most.", field="clipboard_max_kb")
+    if filled.ssh_forwarding not in SSH_FORWARDING:
+        raise Invalid(f"The setting ssh_forwarding must be one of {', '.join(SSH_FORWARDING)}.", field="ssh_forwarding")
+    if filled.ssh_port and filled.ssh_port in (filled.port, filled.apps_port, filled.relay_port):
+        raise Invalid("ssh_port must be a port of its own.", field="ssh_port")
     if not 1 <= filled.gateways <= GATEWAYS_MAX:
         raise Invalid(f"The setting gateways must be from 1 to {GATEWAYS_MAX}.", field="gateways")
     filled = replace(

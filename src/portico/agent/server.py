@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from portico import wire
-from portico.agent import processes, shepherd
+from portico.agent import processes, shepherd, ssh
 from portico.agent.command import Commands
 from portico.agent.folder import Folder, find_sessions, translate
 from portico.errors import Conflict, Invalid, NotFound, PorticoError, Unavailable
@@ -220,6 +220,13 @@ def _connect(args: Json) -> Answer:
     return {}, [_connect_app(_take_folder(args)).detach()]
 
 
+def _ssh(args: Json) -> Answer:
+    folder = _take_folder(args)
+    if not processes.find_recorded(folder.read_json("job.json")):
+        raise Conflict("The session does not run.")
+    return {}, [ssh.start(folder, _take(args, "files", dict))]
+
+
 def _probe(args: Json) -> Answer:
     folder, reach, path = _take_folder(args), _take(args, "reach", str), _take(args, "path", str)
     try:
@@ -296,6 +303,7 @@ OPERATIONS: Final[dict[str, Callable[[Json], Answer]]] = {
     "look": _look,
     "probe": _probe,
     "connect": _connect,
+    "ssh": _ssh,
     "log": _log,
     "deadline": _deadline,
     "signal": _signal,

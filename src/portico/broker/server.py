@@ -1,4 +1,4 @@
-"""The broker: forks agents, keeps cells, makes, locks and removes POSIX accounts, and nothing else.
+"""The broker: forks agents, keeps cells, makes, locks and removes POSIX accounts, ends SSH connections.
 
 The only part of Portico with root. It answers the portal's uid alone, within limits of its own; OPERATIONS is the
 whole policy. What the table does not know, or what has the wrong shape, closes the connection. It holds no secret,
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from portico import wire
-from portico.broker import accounts
+from portico.broker import accounts, ssh
 from portico.broker.cells import Cells, find_hierarchy
 from portico.broker.fork import fork_agent
 from portico.config import SERVICE_ACCOUNT, Config
@@ -78,6 +78,14 @@ def _cell(value: Any) -> bool:
 
 def _session(value: Any) -> bool:
     return isinstance(value, str) and SESSION_ID.match(value) is not None
+
+
+def _pid(value: Any) -> bool:
+    return type(value) is int and 1 < value < 1 << 22
+
+
+def _ticks(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1 << 62
 
 
 def _flag(value: Any) -> bool:
@@ -213,6 +221,10 @@ class Broker:
         accounts.remove_account(args["user"], args["remove_home"], self._config)
         return {}, []
 
+    def _ssh_end(self, args: Json) -> Answer:
+        account = accounts.get_account(args["user"], self._config)
+        return {"processes": ssh.end_connection(account, args["pid"], args["start_ticks"])}, []
+
     def _audit(self, what: str, detail: str) -> None:
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {what} {detail}"
         with contextlib.suppress(OSError):  # a full disk must not stop the stopping of sessions
@@ -224,6 +236,7 @@ OPERATIONS: Final[dict[str, tuple[dict[str, Check], dict[str, Check], Callable[[
     "agent": ({"user": _name}, {"cell": _cell}, Broker._agent),
     "cells": ({}, {}, Broker._look),
     "cell_end": ({"name": _session}, {}, Broker._end),
+    "ssh_end": ({"user": _name, "pid": _pid, "start_ticks": _ticks}, {}, Broker._ssh_end),
     "account_make": ({"user": _name}, {}, Broker._make),
     "account_lock": ({"user": _name, "locked": _flag}, {}, Broker._lock),
     "account_remove": ({"user": _name, "remove_home": _flag}, {}, Broker._remove),

@@ -398,10 +398,11 @@ class Rendezvous:
             answer = await relay.probe(str(args.get("reach", "")), str(args.get("path", "")))
             waiting_for = str(answer.get("waiting_for", ""))[:200]
             return {"ready": answer.get("ready") is True, "waiting_for": waiting_for}, ()
-        return {}, [await self._open(relay)]
+        ssh = args.get("ssh")
+        return {}, [await self._open(relay, ssh if isinstance(ssh, dict) else None)]
 
-    async def _open(self, relay: Relay) -> int:
-        """Return a connection to a session's app.
+    async def _open(self, relay: Relay, ssh: Json | None = None) -> int:
+        """Return a connection to a session's app, or to an sshd beside it that is given these files.
 
         Raises:
             Unavailable: The relay or the app does not answer.
@@ -412,7 +413,7 @@ class Rendezvous:
         nonce = secrets.token_hex(16)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting[nonce] = relay, future
-        relay.say({"open": nonce})
+        relay.say({"open": nonce, **({"ssh": ssh} if ssh else {})})
         try:
             async with asyncio.timeout(OPEN_S):
                 return await future

@@ -36,7 +36,7 @@ SILENCE_S = 60.0
 REDIAL_FIRST_S = 0.2
 REDIAL_LAST_S = 5.0
 RESTART_S = 0.2
-LINE_BYTES = 4096
+LINE_BYTES = 64 * 1024
 CHUNK_BYTES = 64 * 1024
 PATH_BYTES = 107
 """What sun_path holds (unix(7)), less its final NUL."""
@@ -173,6 +173,7 @@ class Carrier:
         self._host = self._hosts[0]
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_welcome = False
+        self._sshds: list[subprocess.Popen[bytes]] = []
 
     async def run(self) -> None:
         """Stay connected, until cancelled."""
@@ -226,7 +227,8 @@ class Carrier:
         elif "ping" in message:
             writer.write(render({"pong": message["ping"]}))
         elif "open" in message:
-            self._begin(self._open(str(message["open"]), writer))
+            ssh = message.get("ssh")
+            self._begin(self._open(str(message["open"]), writer, ssh if isinstance(ssh, dict) else None))
         elif "probe" in message:
             self._begin(self._probe(message, writer))
 
@@ -250,10 +252,27 @@ class Carrier:
             raise PermissionError("the app's socket is not the user's own")
         return reader, writer
 
-    async def _open(self, nonce: str, control: asyncio.StreamWriter) -> None:
-        """Carry one stream to its end."""
+    async def _start_sshd(self, files: Json) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Start an sshd for one connection, as the user, inside the job; it listens on nothing.
+
+        Raises:
+            OSError: There is none on this node, or its files can't be written.
+        """
+        program = shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin:/usr/bin")
+        if program is None:
+            raise OSError(f"there is no sshd on {socket.gethostname()}")
+        folder = write_sshd_files(os.path.join(os.path.dirname(self._app_path), "ssh"), files)
+        ours, theirs = socket.socketpair()
+        with theirs, open(os.path.join(folder, "log"), "ab") as log:
+            self._sshds = [one for one in self._sshds if one.poll() is None]
+            argv = [program, "-i", "-e", "-f", os.path.join(folder, "sshd_config")]
+            self._sshds.append(subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=log, start_new_session=True))
+        return await asyncio.open_connection(sock=ours, limit=CHUNK_BYTES)
+
+    async def _open(self, nonce: str, control: asyncio.StreamWriter, ssh: Json | None) -> None:
+        """Carry one stream to its end: to the app, or to an sshd that is given these files."""
         try:
-            app = await self._connect_app()
+            app = await (self._connect_app() if ssh is None else self._start_sshd(ssh))
         except (TimeoutError, OSError) as error:
             control.write(render({"failed": nonce, "why": describe(error)}))
             return
@@ -304,6 +323,31 @@ class Carrier:
             return ready, f"the app's pages (now {status.decode('latin-1')!r})"
         finally:
             writer.close()
+
+
+def write_sshd_files(folder: str, files: Json) -> str:
+    """Write what an sshd needs into a folder of its own; return the folder.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    names = ("PORTICO_", "SLURM_", "CUDA_VISIBLE", "XDG_RUNTIME_DIR", "TMPDIR")
+    env = {name: value for name, value in os.environ.items() if name.startswith(names)}
+    setting = " ".join(f"{name}={value}" for name, value in env.items() if is_plain(name) and is_plain(value))
+    for name, text in files.items():
+        if os.path.basename(name) != name or name.startswith("."):
+            raise OSError(f"{name!r} is no file of sshd's")
+        temporary = os.path.join(folder, f".{name}.{random.getrandbits(64):x}")
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(str(text).replace("@FOLDER@", folder).replace("@ENVIRONMENT@", setting))
+        os.rename(temporary, os.path.join(folder, name))
+    return folder
+
+
+def is_plain(text: str) -> bool:
+    """Return whether sshd_config takes a text as one word as it is."""
+    return bool(text) and text.isprintable() and not set(text) & set(" \t\"'\\#")
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

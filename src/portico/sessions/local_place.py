@@ -113,6 +113,10 @@ class LocalPlace:
         """Return a connection to the app; see Place."""
         return await self._machine.connect(session.user_name, session.id)
 
+    async def connect_ssh(self, session: Session, files: Mapping[str, str]) -> int:
+        """Return a connection to an sshd in the session's cell; see Place."""
+        return await self._machine.connect_ssh(session, files)
+
     # what was lost
 
     async def recover(self, session: Session) -> tuple[Reason, str] | None:

@@ -8,13 +8,14 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from portico import wire
 from portico.errors import NotFound, Refused, Unavailable
+from portico.model import Session, SshConnection
 from portico.schedulers.protocol import JobRequest
 from portico.wire import Channel, Json, Packet
 
@@ -186,6 +187,32 @@ class BrokerMachine:
         """Return a descriptor that is connected to the app's socket; the caller owns it."""
         return _take_fd(await self.ask(user_name, "connect", {"session": key}, timeout_s=4))
 
+    async def connect_ssh(self, session: Session, files: Mapping[str, str]) -> int:
+        """Return a descriptor that is connected to a new sshd in a session's cell; the caller owns it.
+
+        Raises:
+            PorticoError: The session does not run, or there is no sshd.
+        """
+        args: Json = {"user": session.user_name}
+        if await self.cells() is not None:
+            args["cell"] = {"name": session.id, "cores": session.cores, "memory_bytes": session.memory_bytes}
+        agent = await self._fork(args)
+        try:
+            return _take_fd(await agent.ask("ssh", {"session": session.id, "files": dict(files)}))
+        finally:
+            agent.close()
+
+    async def end_ssh(self, connection: SshConnection) -> None:
+        """End an sshd process of Portico's own sshd, if it still is this one.
+
+        Raises:
+            NotFound: It has ended.
+        """
+        if connection.boot_id != _read_boot_id():
+            raise NotFound("That was before this machine was started.")
+        args = {"user": connection.user_name, "pid": connection.pid, "start_ticks": connection.start_ticks}
+        await self._ask_broker("ssh_end", args)
+
     # the broker
 
     async def _connect_broker(self) -> Channel:
@@ -206,6 +233,10 @@ class BrokerMachine:
                 if time.monotonic() > deadline or (broker and not broker.closed):
                     raise
                 await asyncio.sleep(0.05)
+
+
+def _read_boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _take_fd(packet: Packet) -> int:

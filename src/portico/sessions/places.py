@@ -6,7 +6,7 @@ sessions that its scheduler has lost. The keeper and the doors ask it, whichever
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Protocol
 
 from portico.model import App, Range, Reason, Session
@@ -49,6 +49,9 @@ class Place(Protocol):
 
     async def connect(self, session: Session) -> int:
         """Return a descriptor that is connected to the app; the caller owns it."""
+
+    async def connect_ssh(self, session: Session, files: Mapping[str, str]) -> int:
+        """Return a descriptor that is connected to a new sshd inside the session; the caller owns it."""
 
     async def recover(self, session: Session) -> tuple[Reason, str] | None:
         """Take up a live session that the scheduler does not know; return why it has ended, if it has."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -130,14 +130,17 @@ class Relays:
         body = (await self._ask("relay_probe", {"session": session.id, "reach": session.reach, "path": path})).body
         return body.get("ready") is True, clean_text(str(body.get("waiting_for")), 200)
 
-    async def connect(self, session_id: str) -> int:
+    async def connect(self, session_id: str, ssh: Mapping[str, str] | None = None) -> int:
         """Return a connection to a session's app; the caller owns it.
+
+        Args:
+            ssh: Files for an sshd inside the session, which it is then that is connected to.
 
         Raises:
             PorticoError: The relay or the app does not answer.
         """
         try:
-            packet = await self._ask("relay_open", {"session": session_id})
+            packet = await self._ask("relay_open", {"session": session_id, **({"ssh": dict(ssh)} if ssh else {})})
         except NotFound:
             raise Unavailable(
                 "The session's node is not connected.", why="It is dialling again, or lost.", retry_after_s=2

@@ -172,6 +172,10 @@ class RemotePlace:
         """Return a connection to the app, through its relay; see Place."""
         return await self._relays.connect(session.id)
 
+    async def connect_ssh(self, session: Session, files: Mapping[str, str]) -> int:
+        """Return a connection to an sshd that the session's relay starts; see Place."""
+        return await self._relays.connect(session.id, files)
+
     # what was lost
 
     async def recover(self, session: Session) -> tuple[Reason, str] | None:

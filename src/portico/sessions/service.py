@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +130,25 @@ class Sessions:
             PorticoError: The app does not answer.
         """
         return await self._find_place(session.cluster).connect(session)
+
+    async def connect_ssh(self, who: Identity, session: Session, files: Mapping[str, str]) -> int:
+        """Return a descriptor that is connected to an sshd inside a session; the caller owns it, and looked who may.
+
+        Args:
+            files: What the sshd is given, by name.
+
+        Raises:
+            PorticoError: Its machine does not answer, or has no sshd.
+        """
+        fd = await self._find_place(session.cluster).connect_ssh(session, files)
+        try:
+            await self._rows.write(
+                lambda tx: tx.add_audit(who.user_name, "session:ssh", session.id, session.title, who.address)
+            )
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     # reading
 
