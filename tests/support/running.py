@@ -89,7 +89,7 @@ class RunningPortico:
         self.state_dir = Path(f"/var/lib/pt-{self.suffix}")
         self.config = Path(f"/run/pt-{self.suffix}.toml")
         self.port, self.apps_port, self.relay_port = find_free_ports()
-        lines = {"relay_port": self.relay_port, **(settings or {})}
+        lines = {"relay_port": self.relay_port, "ssh_port": 0, **(settings or {})}
         text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items())
         self.config.write_text(f"{text}{tables}\n")
         self.url = f"http://localhost:{self.port}"

@@ -1,4 +1,4 @@
-"""Who gets in by SSH: what sshd's look-ups are answered, what its log says, and which connections end when that changes.
+"""Who gets in by SSH: what sshd's look-ups are answered, what its log says, and which connections are ended.
 
 A look-up comes from the sshd process of one connection, which is kept with the key or certificate that was good. When
 that is taken back, or the user locked, the broker ends the process.

@@ -40,6 +40,7 @@ GROUPS: Final = (
         ),
     ),
     Group("Desktop (light)", ("icewm", "xterm")),
+    Group("SSH", ("openssh-server", "openssh-client")),
 )  # fmt: skip
 
 NODE: Final = Group("the pages' scripts, while installing", ("nodejs", "npm"))
@@ -99,7 +100,9 @@ def install(
     if os.geteuid() == 0 and shutil.which("apt-get"):
         quiet = {"DEBIAN_FRONTEND": "noninteractive", "APT_LISTCHANGES_FRONTEND": "none"}
         run("package lists", ["apt-get", "-q", "update"], quiet)
-        with _no_services_started() if SLURM in missing else contextlib.nullcontext():
+        if "openssh-server" in names:
+            _keep_sshd_off(tell)
+        with _no_services_started():
             run(
                 f"{len(names)} system packages ({', '.join(group.purpose for group in missing)})",
                 [
@@ -125,6 +128,14 @@ def install(
         f"Missing system packages ({purposes}). {reason}\n"
         f"  An administrator can run: {command}\n  Going on without them."
     )
+
+
+def _keep_sshd_off(tell: Callable[[str], None]) -> None:
+    """Keep the system's own sshd from starting, now and at boot: nobody asked for it (Debian's README.Debian.gz)."""
+    mark = Path("/etc/ssh/sshd_not_to_be_run")
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    tell(f"openssh-server serves Portico alone; to have the system's own sshd too, remove {mark}.")
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from portico import wire
-from portico.config import LOOPBACK_HOSTS, SERVICE_ACCOUNT, USER_GROUP, Config
+from portico.cli.sshd_process import find_sshd
+from portico.config import LOOPBACK_HOSTS, SERVICE_ACCOUNT, SSH_ACCOUNT, USER_GROUP, Config
 from portico.errors import Conflict, Invalid, Unavailable
 
 
@@ -51,7 +52,18 @@ def make_service_account(config: Config) -> Account:
         return Account(own.pw_name, own.pw_uid, own.pw_gid)
     if not _has_group(USER_GROUP):
         _run_as_root(["groupadd", "--system", USER_GROUP], done=lambda: _has_group(USER_GROUP))
-    if not _has_account(SERVICE_ACCOUNT):
+    _make_system_account(SERVICE_ACCOUNT, "Portico gateway and portal")
+    _make_system_account(SSH_ACCOUNT, "Portico SSH look-ups")
+    entry = pwd.getpwnam(SERVICE_ACCOUNT)
+    if entry.pw_uid == 0 or entry.pw_gid == 0:
+        raise Unavailable(
+            f"The account {SERVICE_ACCOUNT} is root's.", hint=f"Give {SERVICE_ACCOUNT} a uid and gid of its own."
+        )
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def _make_system_account(name: str, purpose: str) -> None:
+    if not _has_account(name):
         options = [
             "--system",
             "--user-group",
@@ -61,14 +73,7 @@ def make_service_account(config: Config) -> Account:
             "--shell",
             "/usr/sbin/nologin",
         ]
-        comment = ["--comment", "Portico gateway and portal"]
-        _run_as_root(["useradd", *options, *comment, SERVICE_ACCOUNT], done=lambda: _has_account(SERVICE_ACCOUNT))
-    entry = pwd.getpwnam(SERVICE_ACCOUNT)
-    if entry.pw_uid == 0 or entry.pw_gid == 0:
-        raise Unavailable(
-            f"The account {SERVICE_ACCOUNT} is root's.", hint=f"Give {SERVICE_ACCOUNT} a uid and gid of its own."
-        )
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+        _run_as_root(["useradd", *options, "--comment", purpose, name], done=lambda: _has_account(name))
 
 
 def make_folders(config: Config, account: Account) -> None:
@@ -197,6 +202,8 @@ def open_sockets(config: Config, account: Account) -> dict[str, socket.socket]:
     if not config.apps_domain:
         sockets["listen-apps"] = _listen_tcp(config.bind, config.apps_port, "apps_port")
         ports.append(config.apps_port)
+    if config.ssh_port:  # sshd's own to listen on; whether it can, is said before anything is started
+        _listen_tcp(config.bind, config.ssh_port, "ssh_port").close()
     if config.clusters:  # nodes dial in, wherever browsers do
         sockets["listen-relays"] = _listen_tcp("", config.relay_port, "relay_port")
     if config.bind == "127.0.0.1":
@@ -212,6 +219,7 @@ def open_sockets(config: Config, account: Account) -> dict[str, socket.socket]:
         ("relays", socket.SOCK_SEQPACKET, 0o600, account),
         ("portal", socket.SOCK_STREAM, 0o600, account),
         ("api", socket.SOCK_STREAM, 0o666, account),
+        ("ssh", socket.SOCK_SEQPACKET, 0o666, account),
     ):
         sockets[name] = _listen_unix(config.socket_paths[name], kind, mode, owner)
     return sockets
@@ -317,6 +325,8 @@ def copy_tls_files(config: Config, account: Account) -> tuple[str, str]:
 
 def check_host(config: Config) -> Iterator[str]:
     """Yield sentences about settings that work, but that an administrator should know of."""
+    if config.ssh_port and find_sshd() is None:
+        yield "SSH is off: there is no sshd here (apt-get install openssh-server)."
     if config.host not in LOOPBACK_HOSTS and config.scheme == "http":
         yield (
             "Passwords and sessions cross the network unencrypted: "

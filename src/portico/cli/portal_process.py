@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from portico.accounts import ROOT, Accounts
+from portico.accounts.ssh_entry import SshEntry
 from portico.cli.relay_files import read_certificate, read_secret
 from portico.config import ClusterConfig, Config
 from portico.errors import NotFound
 from portico.jobs import Jobs, Templates
 from portico.model import Role
 from portico.portal import serve
+from portico.portal.ssh_door import SshDoor
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity
 from portico.schedulers.slurm.scheduler import SlurmScheduler
@@ -28,6 +30,8 @@ from portico.sessions.machine import find_catalog, read_capacity
 from portico.sessions.places import Place
 from portico.sessions.remote_place import RemotePlace
 from portico.sessions.rows import Rows
+from portico.sessions.ssh import SshSessions
+from portico.ssh.authority import Authority
 from portico.store import Store
 
 
@@ -91,10 +95,14 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     doors = Doors(store, config, accounts, sessions.connect)
     templates = Templates([Path(folder) for folder in config.job_template_dirs])
     jobs = Jobs(rows, machine, runner, [place.cluster for place in places], sessions.notices, templates)
+    authority = Authority(Path(config.state_dir) / "ssh")
+    await asyncio.to_thread(lambda: authority.user_public)  # sshd waits for it
+    entry = SshEntry(store, config, machine.end_ssh)
+    ssh = SshDoor(config, accounts, entry, SshSessions(sessions, entry, authority, config))
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:
-        await serve(config, accounts, sessions, doors, jobs, listeners, relays)
+        await serve(config, accounts, sessions, doors, jobs, listeners, relays, ssh)
     finally:
         machine.close()
         store.close()

@@ -79,7 +79,7 @@ def main() -> None:
 
 def _become(name: str) -> None:
     config, descriptors = read_settings(), read_descriptors()
-    harden(gains_nothing=name != "broker")
+    harden(gains_nothing=name not in ("broker", "sshd"))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for chatty in ("alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -90,7 +90,13 @@ def _become(name: str) -> None:
     elif name == "portal":
         from portico.cli.portal_process import run_portal
 
-        run_portal(config, {name: _take_socket(descriptors, name) for name in ("portal", "api", "routes", "relays")})
+        run_portal(
+            config, {name: _take_socket(descriptors, name) for name in ("portal", "api", "routes", "relays", "ssh")}
+        )
+    elif name == "sshd":
+        from portico.cli.sshd_process import run_sshd
+
+        run_sshd(config)
     elif name == "rendezvous":
         from portico.cli.relay_files import make_context
         from portico.gateway import rendezvous

@@ -15,14 +15,15 @@ from typing import Final
 
 from portico.cli.place import Account
 from portico.cli.process import render_settings
+from portico.cli.sshd_process import find_sshd
 from portico.cli.supervisor import Program
 from portico.config import COMMAND_LINE_ONLY, Config
 
-STOP_ORDER: Final = ("gateway", "rendezvous", "portal", "broker")
+STOP_ORDER: Final = ("sshd", "gateway", "rendezvous", "portal", "broker")
 PASSED_ON: Final = ("LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONDEVMODE")
 """Variables of the one who starts Portico that its processes see; none of them reaches a user's session."""
 
-FIXED: Final = COMMAND_LINE_ONLY | {"bind", "port", "apps_port", "apps_domain", "clusters", "relay_port"}
+FIXED: Final = COMMAND_LINE_ONLY | {"bind", "port", "apps_port", "apps_domain", "clusters", "relay_port", "ssh_port"}
 """Settings that only a new start can change: sockets, folders and sessions' cells hang on them."""
 
 GATEWAY_ONLY: Final = frozenset({"tls_certificate", "tls_key", "gateways"})
@@ -41,6 +42,11 @@ def concerns_portal(wanted: Config, running: Config) -> bool:
     return bool(changed - GATEWAY_ONLY) or wanted.scheme != running.scheme
 
 
+def concerns_sshd(wanted: Config, running: Config) -> bool:
+    """Return whether sshd needs a new start for these settings; connections that are there go on."""
+    return any(getattr(wanted, name) != getattr(running, name) for name in ("ssh_forwarding", "ssh_banner"))
+
+
 @dataclass(frozen=True)
 class Programs:
     """What is to run; a rendezvous only where there are clusters whose sessions dial in."""
@@ -48,12 +54,14 @@ class Programs:
     broker: Program
     portal: Program
     rendezvous: Program | None
+    sshd: Program | None
     gateways: list[Program]
 
     @property
     def all(self) -> list[Program]:
         """All of them, in the order of their start."""
-        return [self.broker, self.portal, *([self.rendezvous] if self.rendezvous else []), *self.gateways]
+        maybe = [program for program in (self.rendezvous, self.sshd) if program]
+        return [self.broker, self.portal, *maybe, *self.gateways]
 
 
 def build_programs(config: Config, account: Account, sockets: Mapping[str, socket.socket], admin: str) -> Programs:
@@ -77,7 +85,7 @@ def build_programs(config: Config, account: Account, sockets: Mapping[str, socke
     uid, gid = (account.uid, account.gid) if config.multi_user else (None, None)
     python = (sys.executable, "-s", "-P", "-m", "portico.cli.process")
     own = env | {"PORTICO_ADMIN": admin} | ({"HOME": config.state_dir} if config.multi_user else {})
-    internal = {name: fds[name] for name in ("portal", "api", "routes", "relays")}
+    internal = {name: fds[name] for name in ("portal", "api", "routes", "relays", "ssh")}
     names = [f"gateway-{number}" for number in range(1, config.gateways + 1)]
     gateways = [
         Program(name, (*python, name), own, public, uid, gid, signal.SIGINT, has_siblings=len(names) > 1)
@@ -88,5 +96,7 @@ def build_programs(config: Config, account: Account, sockets: Mapping[str, socke
         broker=Program("broker", (*python, "broker"), env, {"broker": fds["broker"]}),
         portal=Program("portal", (*python, "portal"), own, internal, uid, gid),
         rendezvous=Program("rendezvous", (*python, "rendezvous"), own, dialled, uid, gid) if dialled else None,
+        # Without it all else is of use: it is started again and again, and never given up.
+        sshd=Program("sshd", (*python, "sshd"), env, has_siblings=True) if config.ssh_port and find_sshd() else None,
         gateways=gateways,
     )

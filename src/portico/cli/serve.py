@@ -23,7 +23,7 @@ import httpx
 
 from portico.cli import place, show
 from portico.cli.client import Client, Target
-from portico.cli.programs import STOP_ORDER, Programs, build_programs, concerns_portal, keep_fixed
+from portico.cli.programs import STOP_ORDER, Programs, build_programs, concerns_portal, concerns_sshd, keep_fixed
 from portico.cli.supervisor import Program, Supervisor, show_on_stderr
 from portico.config import Config
 from portico.errors import PorticoError, Unavailable
@@ -180,6 +180,8 @@ class Service:
                 await supervisor.change(programs.broker)
                 await supervisor.change(programs.portal)
                 await asyncio.to_thread(self._wait_for_portal)
+            if programs.sshd and concerns_sshd(wanted, before):
+                await supervisor.change(programs.sshd)
             await supervisor.replace("gateway", programs.gateways)
         except BaseException:
             self._config = before

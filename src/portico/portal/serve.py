@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 from collections.abc import Coroutine, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
@@ -25,6 +26,7 @@ from portico.errors import NotFound, PorticoError
 from portico.jobs import Jobs
 from portico.portal.app import create_app, guard
 from portico.portal.feeds import Feeds
+from portico.portal.ssh_door import SshDoor
 from portico.sessions import Doors, Relays, Sessions
 
 log = logging.getLogger(__name__)
@@ -160,6 +162,7 @@ async def serve(
     jobs: Jobs,
     listeners: Mapping[str, socket.socket],
     relays: Relays | None = None,
+    ssh: SshDoor | None = None,
 ) -> None:
     """Serve until SIGTERM.
 
@@ -169,13 +172,20 @@ async def serve(
         sessions: What they run; its keeper runs here.
         doors: What gateways ask.
         jobs: People's own jobs on clusters.
-        listeners: ``portal``, ``api``, ``routes`` and ``relays``.
+        listeners: ``portal``, ``api``, ``routes``, ``relays`` and ``ssh``.
         relays: What the rendezvous asks, where there is one.
+        ssh: What sshd and its users ask.
     """
     app: FastAPI = create_app(accounts, sessions, doors, jobs, config)
     feeds: Feeds = app.state.context.feeds
     gateways = Gateways(doors, feeds)
-    accounts.on_cut = sessions.on_cut = gateways.cut_soon
+
+    def cut(tags: list[str]) -> None:
+        gateways.cut_soon(tags)
+        if ssh is not None:
+            ssh.cut_soon(tags)
+
+    accounts.on_cut = sessions.on_cut = cut
     metrics = app.state.context.metrics
     metrics.ask_gateways = gateways.ask_metrics
     protocol = type("Protocol", (PortalProtocol,), {"api_path": listeners["api"].getsockname()})
@@ -201,6 +211,9 @@ async def serve(
         asyncio.create_task(jobs.run()),
         asyncio.create_task(metrics.watch_lag()),
     ]
+    if ssh is not None:
+        tasks.append(asyncio.create_task(ssh.listen(listeners["ssh"])))
+        tasks.append(asyncio.create_task(ssh.follow(Path(config.state_dir) / "log/sshd.log")))
     if relays is not None:
         tasks.append(asyncio.create_task(_listen_to_rendezvous(listeners["relays"], relays)))
     try:
@@ -213,6 +226,8 @@ async def serve(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         gateways.close()
+        if ssh is not None:
+            ssh.close()
 
 
 async def _listen_to_rendezvous(listener: socket.socket, relays: Relays) -> None:

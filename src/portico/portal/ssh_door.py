@@ -102,9 +102,7 @@ class SshDoor:
             serial = str(args.get("serial"))
             if not (serial.isascii() and serial.isdecimal() and len(serial) < 19):
                 return {"lines": []}, ()
-            lines = await asyncio.to_thread(
-                self._entry.find_principals, user_name, fingerprint, int(serial), process
-            )
+            lines = await asyncio.to_thread(self._entry.find_principals, user_name, fingerprint, int(serial), process)
         return {"lines": lines}, ()
 
     def _is_look_up(self, uid: int) -> bool:

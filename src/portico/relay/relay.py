@@ -258,16 +258,10 @@ class Carrier:
         Raises:
             OSError: There is none on this node, or its files can't be written.
         """
-        program = shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin:/usr/bin")
-        if program is None:
-            raise OSError(f"there is no sshd on {socket.gethostname()}")
-        folder = write_sshd_files(os.path.join(os.path.dirname(self._app_path), "ssh"), files)
-        ours, theirs = socket.socketpair()
-        with theirs, open(os.path.join(folder, "log"), "ab") as log:
-            self._sshds = [one for one in self._sshds if one.poll() is None]
-            argv = [program, "-i", "-e", "-f", os.path.join(folder, "sshd_config")]
-            self._sshds.append(subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=log, start_new_session=True))
-        return await asyncio.open_connection(sock=ours, limit=CHUNK_BYTES)
+        folder = os.path.join(os.path.dirname(self._app_path), "ssh")
+        sock, sshd = await asyncio.get_running_loop().run_in_executor(None, start_sshd, folder, files)
+        self._sshds = [one for one in self._sshds if one.poll() is None] + [sshd]
+        return await asyncio.open_connection(sock=sock, limit=CHUNK_BYTES)
 
     async def _open(self, nonce: str, control: asyncio.StreamWriter, ssh: Json | None) -> None:
         """Carry one stream to its end: to the app, or to an sshd that is given these files."""
@@ -325,8 +319,25 @@ class Carrier:
             writer.close()
 
 
-def write_sshd_files(folder: str, files: Json) -> str:
-    """Write what an sshd needs into a folder of its own; return the folder.
+def start_sshd(folder: str, files: Json) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """Start an sshd with these files in a folder of its own; return a connection to it, and its process.
+
+    Raises:
+        OSError: There is none on this node, or the disk is full.
+    """
+    program = shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin:/usr/bin")
+    if program is None:
+        raise OSError(f"there is no sshd on {socket.gethostname()}")
+    write_sshd_files(folder, files)
+    ours, theirs = socket.socketpair()
+    with theirs, open(os.path.join(folder, "log"), "ab") as log:
+        argv = [program, "-i", "-e", "-f", os.path.join(folder, "sshd_config")]
+        end = theirs.fileno()
+        return ours, subprocess.Popen(argv, stdin=end, stdout=end, stderr=log, start_new_session=True)
+
+
+def write_sshd_files(folder: str, files: Json) -> None:
+    """Write what an sshd needs into a folder of its own.
 
     Raises:
         OSError: The disk is full.
@@ -342,7 +353,6 @@ def write_sshd_files(folder: str, files: Json) -> str:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(str(text).replace("@FOLDER@", folder).replace("@ENVIRONMENT@", setting))
         os.rename(temporary, os.path.join(folder, name))
-    return folder
 
 
 def is_plain(text: str) -> bool:

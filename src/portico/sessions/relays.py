@@ -134,6 +134,7 @@ class Relays:
         """Return a connection to a session's app; the caller owns it.
 
         Args:
+            session_id: Which.
             ssh: Files for an sshd inside the session, which it is then that is connected to.
 
         Raises:

@@ -135,6 +135,8 @@ class Sessions:
         """Return a descriptor that is connected to an sshd inside a session; the caller owns it, and looked who may.
 
         Args:
+            who: Whose it is.
+            session: Which.
             files: What the sshd is given, by name.
 
         Raises:

@@ -60,6 +60,7 @@ class SshSessions:
         """Return a descriptor that is connected to an sshd inside a session of one's own; the caller owns it.
 
         Args:
+            who: Whose it must be.
             name: The session's id, or an app's: the newest session of it that runs.
 
         Raises:

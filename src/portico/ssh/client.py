@@ -1,4 +1,4 @@
-"""What goes into a person's own ~/.ssh: how to come in, and whom to trust. Pure (ssh_config(5), sshd(8) known_hosts)."""
+"""What goes into a person's own ~/.ssh: how to come in, and whom to trust. Pure (ssh_config(5), sshd(8))."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def render_ssh_config(*, host: str, port: int, user_name: str, connect: str) -> 
 
     Args:
         host: The front door, as clients reach it.
+        port: Its port.
+        user_name: Who comes in.
         connect: The program there that joins a client to a session.
     """
     return f"""\
@@ -46,6 +48,7 @@ def render_known_hosts(*, host: str, host_keys: Sequence[str], host_ca: str) -> 
     """Return whom to trust: the front door's own keys, and for sessions whatever this installation's CA has signed.
 
     Args:
+        host: The front door, as clients reach it.
         host_keys: Lines of .pub files.
         host_ca: Line of the CA's .pub file.
     """

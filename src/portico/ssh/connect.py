@@ -1,8 +1,8 @@
 """Joins an SSH client to a running session: the other half of ``ssh SESSION.portico`` (ProxyCommand, ssh_config(5)).
 
 Runs as the user, started by Portico's sshd, with the second SSH's bytes on its standard input and output. Asks the
-portal for a connection to the session, which the kernel tells whose process this is, and moves bytes (splice(2)) until
-one end closes. One file of the standard library:
+portal for a connection to the session, which the kernel tells whose process this is, and moves bytes until one end
+closes. One file of the standard library:
 
     /run/portico/ssh/connect k3x…[.portico]
 """
@@ -15,7 +15,7 @@ import sys
 import threading
 
 ANSWER_S = 15.0
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 256 * 1024
 MESSAGE_BYTES = 120 * 1024
 
 
@@ -43,16 +43,17 @@ def ask(path: str, session: str) -> socket.socket:
 
 
 def move(source: int, target: int) -> None:
-    """Move bytes until there are no more. splice(2) needs a pipe at one end, which sshd's are; else they are copied."""
+    """Move bytes until there are no more.
+
+    Copied, not spliced: splice(2) keeps a pipe locked while it waits for its other side, and sshd at the pipe's end
+    would wait with it.
+    """
+    buffer = memoryview(bytearray(CHUNK_BYTES))
     with contextlib.suppress(OSError):
-        while os.splice(source, target, CHUNK_BYTES):
-            pass
-        return
-    with contextlib.suppress(OSError):
-        while data := os.read(source, CHUNK_BYTES):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(target, view) :]
+        while size := os.readv(source, [buffer]):
+            rest = buffer[:size]
+            while rest:
+                rest = rest[os.write(target, rest) :]
 
 
 def carry(sock: socket.socket) -> None:

@@ -59,7 +59,7 @@ def main(arguments: "list[str]") -> int:
     """Print the lines for one look-up; return the exit status."""
     try:
         path, op, *values = arguments
-        args = dict(zip(NAMES[op], values, strict=True))
+        args: dict[str, object] = dict(zip(NAMES[op], values, strict=True))
         pid = os.getppid()
         args |= {"pid": pid, "start_ticks": read_start(pid)}
         lines = ask(path, {"id": 1, "op": op, "args": args})["ok"]["lines"]
