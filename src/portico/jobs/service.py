@@ -20,7 +20,7 @@ from portico.errors import Conflict, Forbidden, Invalid, NotFound, PorticoError
 from portico.jobs import files
 from portico.jobs.samples import INTERVAL_S, Sample, Samples
 from portico.model import Identity, now
-from portico.schedulers.clusters import Cluster
+from portico.schedulers.clusters import LOCAL, Cluster
 from portico.schedulers.index import Column, JobFilter, JobIndex, Page
 from portico.schedulers.protocol import (
     Action,
@@ -102,7 +102,9 @@ class Jobs:
         self._rows = rows
         self._machine = machine
         self._runner = runner
-        self._clusters = {one.name: one for one in clusters if Feature.BATCH in one.scheduler.features}
+        taking = [one for one in clusters if Feature.BATCH in one.scheduler.features]
+        taking.sort(key=lambda one: one.name == LOCAL)  # where there is a cluster, it is what people mean
+        self._clusters = {one.name: one for one in taking}
         self._clock = clock
         self._indexes: dict[str, tuple[Queue, JobIndex]] = {}
         self._samples = {name: Samples() for name in self._clusters}
@@ -214,7 +216,7 @@ class Jobs:
                 history = await self.list_history(who, cluster.name, HISTORY_DAYS)
                 job = next((one for one in history if job_id in (one.id, one.shown_id)), None)
         if job is None or (job.user_name != who.user_name and not may(who, Permission.JOB_LIST)):
-            raise NotFound("There is no such job.", hint="Slurm forgets jobs that ended; look at the history.")
+            raise NotFound("There is no such job.", hint="Jobs that ended leave the table; look at the history.")
         return job
 
     async def _find_in_queue(self, cluster: Cluster, job_id: str) -> Job | None:
