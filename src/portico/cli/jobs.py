@@ -20,9 +20,7 @@ job = typer.Typer(no_args_is_help=True, help="Batch jobs on a cluster.")
 Id = Annotated[str, typer.Argument(help="The job's id, as `portico job list` shows.", metavar="JOB")]
 On = Annotated[
     str,
-    typer.Option(
-        "--cluster", "-M", help="Which cluster; by default the first, this machine only where there is no other."
-    ),
+    typer.Option("--cluster", "-M", help="Which cluster; by default this machine only where there is no other."),
 ]
 
 LIST_COLUMNS = {
