@@ -140,7 +140,8 @@ class BatchJobs:
     def _find_block(self, entry: Entry, at: datetime) -> str:
         if entry.held:
             return "its user to release it"
-        if at < entry.request.submitted + timedelta(seconds=entry.request.options.begin_after_s):
+        begin_after_s = entry.request.options.begin_after_s
+        if begin_after_s and at < entry.request.submitted + timedelta(seconds=begin_after_s):
             return "the time at which it may begin"
         for _, other in self._iter_needed(entry):
             if other is not None and other.state is not JobState.ENDED:
