@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from portico.errors import Conflict, Invalid, NotFound, PorticoError, TooMany
 from portico.model import Reason
-from portico.schedulers import batch
+from portico.schedulers import batch, directives
 from portico.schedulers.past import History
 from portico.schedulers.protocol import Capacity, Job, JobDetails, JobRequest, JobState, JobStatus
 from portico.schedulers.queue import refuse_impossible
@@ -70,12 +70,13 @@ class BatchJobs:
         return self._spool.find(key) is not None or self._history.find(key) is not None
 
     def check(self, request: JobRequest, capacity: Capacity) -> JobRequest:
-        """Return the request with its defaults, if it can run once the machine is empty.
+        """Return the request with its script's directives and the defaults, if it can run once the machine is empty.
 
         Raises:
             Invalid: It never can.
             TooMany: Its user has as many as one may have.
         """
+        request = directives.apply(request)
         batch.check(request, self.longest_s)
         for one in batch.parse_dependency(request.options.dependency):
             if self._find_of(one.key, request.user_name) is None:

@@ -174,6 +174,19 @@ def test_defaults_files_and_environment(place: Place) -> None:
     run(test())
 
 
+def test_what_the_script_asks_for_counts_and_is_checked(place: Place) -> None:
+    async def test() -> None:
+        await place.submit(script=b"#!/bin/sh\n#SBATCH -c 2 --array=1-2 -o %a.txt\ntrue\n")
+        outputs = [(one.request.cores, one.request.options.output) for one in place.scheduler._spool]
+        assert sorted(outputs) == [(2, "/home/alice/1.txt"), (2, "/home/alice/2.txt")]
+        for line, field in (("--gres=gpu:1", "gres"), ("-c 5", "cores"), ("-t 1-0", "hours"), ("--what", "script")):
+            with pytest.raises(Invalid) as refused:
+                await place.submit(script=f"#!/bin/sh\n#SBATCH {line}\n".encode())
+            assert refused.value.field == field
+
+    run(test())
+
+
 # who is next
 
 
