@@ -86,7 +86,7 @@ class Config:
     cores: float = setting(0.0, "Cores that sessions may hold at once; by default four times those of the machine.")
     memory_gb: float = setting(0.0, "Memory that sessions may hold at once, GB; by default the machine's less one.")
     max_sessions_per_user: int = setting(8, "Sessions that one user may have queued or running at once.")
-    max_hours: float = setting(24.0, "Longest time of a session, extensions not counted.")
+    max_hours: float = setting(24.0, "Longest time of a session, extensions not counted, and of a batch job here.")
     extend_hours: float = setting(4.0, "What one press of Extend adds.")
     max_extended_hours: float = setting(72.0, "Longest time of a session with its extensions.")
     keep_ended_days: float = setting(7.0, "Ended sessions are shown, and their folders kept, for this long.")

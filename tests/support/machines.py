@@ -89,6 +89,7 @@ class FakeMachine(BrokerMachine):
             "socket": job.running,
             "folder": f"/home/{user_name}/{key}",
             "run": f"/run/{key}",
+            "home": f"/home/{user_name}",
         }
 
     async def _probe(self, user_name: str, args: Json) -> Json:

@@ -60,6 +60,15 @@ def find_free_ports() -> tuple[int, int, int]:
     raise RuntimeError("no free ports")
 
 
+def find_source() -> dict[str, str]:
+    """Return the variable by which every account imports this source; none where it can't read the clone.
+
+    Then the installed copy is what is tested.
+    """
+    readable = all(folder.stat().st_mode & 0o001 for folder in [ROOT, *ROOT.parents])
+    return {"PYTHONPATH": str(ROOT / "src")} if readable else {}
+
+
 def wait_for_exit(pid: int, timeout_s: float) -> None:
     """Wait until a process that need not be a child has gone, or is a zombie."""
 
@@ -233,13 +242,8 @@ class RunningPortico:
         """Return the environment in which the command line runs."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("PORTICO_", "PYTEST_"))}
         env["TERM"] = "dumb"
-        # Portico's own account imports the source too, unless it can't read the clone; then the installed copy.
-        readable = all(folder.stat().st_mode & 0o001 for folder in [ROOT, *ROOT.parents])
-        if readable:
-            env["PYTHONPATH"] = str(ROOT / "src")
-        else:
-            env.pop("PYTHONPATH", None)
-        return env
+        env.pop("PYTHONPATH", None)
+        return env | find_source()
 
     def cli(self, *arguments: str, user: str = "", check: bool = True, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run ``portico`` against this Portico, as root or as a POSIX user."""

@@ -177,6 +177,16 @@ class LocalPlace(Place):
         return JobRequest(key, user, submitted=now(), **(values | changes))
 
 
+class LocalBatchPlace(LocalPlace):
+    """The same, with batch jobs in place of sessions."""
+
+    async def make_request(self, key: str, user: str, body: str, changes: dict[str, Any]) -> JobRequest:
+        options = JobOptions(output="out-%j", **changes.pop("options", {}))
+        values = {"cores": 1.0, "memory_bytes": GB // 10, "time_limit_s": 600.0, "options": options, "batch": True}
+        script = changes.pop("script", f"#!/bin/sh\n{body}\n".encode())
+        return JobRequest(key, user, submitted=now(), script=script, **(values | changes))
+
+
 class SlurmPlace(Place):
     """A Slurm cluster: users with accounts there, and Portico's own account asking about all jobs.
 

@@ -20,7 +20,7 @@ from portico.model import SESSION_ID
 Json = dict[str, Any]
 
 READ_LIMIT_BYTES: Final = 256 * 1024
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def find_root() -> str:
@@ -40,7 +40,7 @@ def find_sessions() -> list[str]:
 
 def translate(error: OSError, doing: str) -> PorticoError:
     """Return what a person should read about ``error``."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return Unavailable(
             f"Your home folder is full: {doing} failed.",
             why=f"{error.filename or find_root()}: {error.strerror}",

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from portico import wire
-from portico.agent import processes, shepherd, ssh
+from portico.agent import output, processes, shepherd, ssh
 from portico.agent.command import Commands
 from portico.agent.folder import Folder, find_sessions, translate
 from portico.errors import Conflict, Invalid, NotFound, PorticoError, Unavailable
@@ -134,15 +134,24 @@ def _start(args: Json) -> Answer:
     if not argv or not all(isinstance(text, str) and "\0" not in text for text in texts):
         raise Invalid("argv and env must be texts.")
     folder.make()
-    return shepherd.start(
-        folder,
-        argv,
-        {**os.environ, **env},
-        deadline=float(_take(args, "deadline", (int, float))),
-        memory_bytes=int(_take(args, "memory_bytes", int)),
-        cores=float(_take(args, "cores", (int, float))),
-        enforce=_take(args, "enforce", bool),
-    ), []
+    deadline, memory_bytes = float(_take(args, "deadline", (int, float))), int(_take(args, "memory_bytes", int))
+    cores, enforce = float(_take(args, "cores", (int, float))), _take(args, "enforce", bool)
+    work = output.Work.take(args["work"]) if args.get("work") is not None else None
+    outputs = work.open() if work else []
+    try:
+        return shepherd.start(
+            folder,
+            argv,
+            {**os.environ, **env},
+            deadline=deadline,
+            memory_bytes=memory_bytes,
+            cores=cores,
+            enforce=enforce,
+            cwd=work.folder if work else "",
+            outputs=outputs,
+        ), []
+    finally:
+        wire.close_all(outputs)
 
 
 def _look_at(folder: Folder) -> Json:
@@ -161,6 +170,7 @@ def _look_at(folder: Folder) -> Json:
         "socket": os.path.exists(folder.socket),
         "folder": folder.path,
         "run": folder.run,
+        "home": os.environ["HOME"],
     }
 
 

@@ -38,8 +38,13 @@ def start(
     memory_bytes: int,
     cores: float,
     enforce: bool,
+    cwd: str = "",
+    outputs: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Fork a shepherd for the job; return its ``pid`` and ``start_ticks`` once it has recorded itself.
+
+    It works in the home where no ``cwd`` is given. ``outputs`` are the descriptors of its two outputs, which stay the
+    caller's; without them both go to ``log``.
 
     Raises:
         Unavailable: It could not start; the disk is full, say.
@@ -53,7 +58,7 @@ def start(
             if os.fork():
                 os._exit(0)
             os.close(reader)
-            _be_shepherd(folder, argv, env, writer, deadline, memory_bytes, cores, enforce)
+            _be_shepherd(folder, argv, env, writer, deadline, memory_bytes, cores, enforce, cwd, outputs)
         finally:
             os._exit(70)
     os.close(writer)
@@ -75,6 +80,8 @@ def _be_shepherd(
     memory_bytes: int,
     cores: float,
     enforce: bool,
+    cwd: str,
+    outputs: Sequence[int],
 ) -> NoReturn:
     _libc.prctl(_PR_SET_PDEATHSIG, 0)
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -83,7 +90,7 @@ def _be_shepherd(
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     try:
-        _keep_only(writer)
+        _keep_only(writer, *outputs)
         me = processes.find_process(os.getpid())
         assert me is not None
         record = {
@@ -93,11 +100,14 @@ def _be_shepherd(
             "deadline": deadline,
         }
         folder.write_json("job.json", record)
-        log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        if not outputs:
+            log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            outputs = (log, log)
         if enforce:
             _limit_cores(cores)
-        job = _spawn(argv, env, log, folder.path)
-        os.close(log)
+        job = _spawn(argv, env, outputs, cwd)
+        for fd in set(outputs):
+            os.close(fd)
     except (OSError, PorticoError) as error:
         os.write(writer, f"{error}".encode()[:1000])
         os._exit(1)
@@ -111,12 +121,12 @@ def _be_shepherd(
     os._exit(0)
 
 
-def _keep_only(writer: int) -> None:
+def _keep_only(*kept: int) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != writer:
+        if int(name) > 2 and int(name) not in kept:
             with contextlib.suppress(OSError):
                 os.close(int(name))
 
@@ -129,17 +139,22 @@ def _limit_cores(cores: float) -> None:
         os.sched_setaffinity(0, (usable + usable)[begin : begin + wanted])
 
 
-def _spawn(argv: Sequence[str], env: Mapping[str, str], log: int, cwd: str) -> int:
-    os.chdir(os.environ["HOME"])
-    return os.posix_spawn(
-        argv[0],
-        list(argv),
-        dict(env),
-        file_actions=[(os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)],
-        setsigmask=[],
-        setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ],
-        setpgroup=0,
-    )
+def _spawn(argv: Sequence[str], env: Mapping[str, str], outputs: Sequence[int], cwd: str) -> int:
+    os.chdir(cwd or os.environ["HOME"])
+    try:
+        return os.posix_spawn(
+            argv[0],
+            list(argv),
+            dict(env),
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(outputs, 1)],
+            setsigmask=[],
+            setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ],
+            setpgroup=0,
+        )
+    except FileNotFoundError as error:  # the kernel says the same of the interpreter (execve(2), ENOENT)
+        if not os.path.exists(argv[0]):
+            raise
+        raise Unavailable("The first line of its script names a program that is not here.") from error
 
 
 def _watch(folder: Folder, job: int, deadline: float, memory_bytes: int) -> dict[str, Any]:

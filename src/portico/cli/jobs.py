@@ -18,7 +18,10 @@ from portico.errors import Invalid, NotFound
 job = typer.Typer(no_args_is_help=True, help="Batch jobs on a cluster.")
 
 Id = Annotated[str, typer.Argument(help="The job's id, as `portico job list` shows.", metavar="JOB")]
-On = Annotated[str, typer.Option("--cluster", "-M", help="Which cluster; by default the first that takes jobs.")]
+On = Annotated[
+    str,
+    typer.Option("--cluster", "-M", help="Which cluster; by default this machine only where there is no other."),
+]
 
 LIST_COLUMNS = {
     "Id": "shown_id", "Name": "name", "User": "user_name", "State": "word", "Partition": "partition", "Cores": "cores",
@@ -54,10 +57,10 @@ def _find_cluster(client: Client, name: str) -> str:
     """
     if name:
         return f"/clusters/{name}"
-    found = [one["name"] for one in client.ask("GET", "/clusters") if one["jobs"]]
+    found = [one for one in client.ask("GET", "/clusters") if one["jobs"]]
     if not found:
         raise Invalid("No cluster here takes jobs.", hint="An administrator adds one: docs/configuration.md")
-    return f"/clusters/{found[0]}"
+    return f"/clusters/{min(found, key=lambda one: bool(one['kind'] == 'local'))['name']}"
 
 
 @job.command("list")

@@ -78,7 +78,13 @@ def make_scheduler(settings: ClusterConfig, config: Config, runner: CommandRunne
 async def _run(config: Config, store: Store, listeners: Mapping[str, socket.socket]) -> None:
     machine = BrokerMachine(config.socket_paths["broker"])
     capacity = Capacity(*read_capacity(config.cores, config.memory_gb))
-    scheduler = LocalScheduler(Path(config.state_dir) / "local", machine, capacity)
+    scheduler = LocalScheduler(
+        Path(config.state_dir) / "local",
+        machine,
+        capacity,
+        batch_cores=min(capacity.cores, len(os.sched_getaffinity(0))),  # unlike sessions they do not idle
+        longest_s=config.max_hours * 3600,
+    )
     places: list[Place] = [LocalPlace(config, machine, scheduler, sys.executable)]
     relays = None
     rows, runner = Rows(store, Changes()), CommandRunner(machine)

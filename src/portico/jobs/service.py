@@ -20,7 +20,7 @@ from portico.jobs import files
 from portico.jobs.samples import INTERVAL_S, Sample, Samples
 from portico.jobs.templates import Templates
 from portico.model import Identity, Reason, now
-from portico.schedulers.clusters import Cluster
+from portico.schedulers.clusters import LOCAL, Cluster
 from portico.schedulers.index import Column, JobFilter, JobIndex, Page
 from portico.schedulers.protocol import (
     Action,
@@ -121,7 +121,9 @@ class Jobs:
         self._rows = rows
         self._machine = machine
         self._runner = runner
-        self._clusters = {one.name: one for one in clusters if Feature.BATCH in one.scheduler.features}
+        taking = [one for one in clusters if Feature.BATCH in one.scheduler.features]
+        taking.sort(key=lambda one: one.name == LOCAL)  # where there is a cluster, it is what people mean
+        self._clusters = {one.name: one for one in taking}
         self._notices = notices
         self.templates = templates or Templates()
         self._clock = clock
@@ -239,7 +241,7 @@ class Jobs:
             with contextlib.suppress(PorticoError):
                 job = await cluster.scheduler.find_record(job_id)
         if job is None or (job.user_name != who.user_name and not may(who, Permission.JOB_LIST)):
-            raise NotFound("There is no such job.", hint="Slurm forgets jobs that ended; look at the history.")
+            raise NotFound("There is no such job.", hint="Jobs that ended leave the table; look at the history.")
         return job
 
     async def _find_in_queue(self, cluster: Cluster, job_id: str) -> Job | None:
@@ -287,7 +289,8 @@ class Jobs:
         with contextlib.suppress(PorticoError):  # what it uses is not always known
             details = await place.scheduler.describe(who.user_name, job.ref)
         features = place.scheduler.features
-        return JobView(job, details, find_actions(job, features), job.state is JobState.QUEUED)
+        may_change = job.state is JobState.QUEUED or (job.state is JobState.RUNNING and place.name == LOCAL)
+        return JobView(job, details, find_actions(job, features), may_change)
 
     async def read_script(self, who: Identity, cluster: str, job_id: str) -> str:
         """Return the script of a job of one's own.

@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import socket
-from collections.abc import Callable, Collection, Coroutine
-from datetime import datetime, timedelta
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from portico.errors import Conflict, NotFound, PorticoError, TooMany, Unavailable
 from portico.model import Reason, now
+from portico.schedulers.batch import DEFAULT_TIME_S, PARTITION
 from portico.schedulers.ending import explain_end
+from portico.schedulers.line import Line
+from portico.schedulers.local_batch import BatchJobs, Homes, show
 from portico.schedulers.protocol import (
     Action,
     Capacity,
@@ -36,7 +39,7 @@ from portico.schedulers.protocol import (
     Offer,
     Queue,
 )
-from portico.schedulers.queue import WAIT_START, choose_next, describe_wait, refuse_impossible
+from portico.schedulers.queue import refuse_impossible
 from portico.schedulers.spool import Entry, Spool, parse_entry
 
 log = logging.getLogger(__name__)
@@ -56,17 +59,12 @@ TROUBLE_LAST_S: Final = 60.0
 
 Cells = dict[str, dict[str, Any]]
 
-_NO_BATCH: Final = "This machine's own scheduler runs apps, not batch scripts."
 
-
-class Machine(Protocol):
+class Machine(Homes, Protocol):
     """What the scheduler needs of the machine; sessions/machine.py has it. All raise PorticoError."""
 
     async def launch(self, request: JobRequest, deadline: datetime) -> None:
         """Start the job as its user, in a cell where there are cells."""
-
-    async def look(self, user_name: str, key: str) -> dict[str, Any]:
-        """Return what the user's agent sees of a job (docs/protocol.md, `look`)."""
 
     async def cells(self) -> dict[str, dict[str, Any]] | None:
         """Return all cells, or None where the machine has none."""
@@ -77,28 +75,39 @@ class Machine(Protocol):
     async def signal(self, user_name: str, key: str, name: str) -> None:
         """Send TERM or KILL to all of the job's processes, as its user."""
 
-    async def set_deadline(self, user_name: str, key: str, deadline: datetime) -> None:
-        """Tell the shepherd."""
-
 
 class LocalScheduler:
     """A queue on this machine.
 
     Args:
-        spool: Where the queue is kept.
-        capacity: What sessions may hold in all.
+        spool: Where the queue is kept; beside it, the history.
+        capacity: What sessions and jobs may hold in all.
+        batch_cores: What batch jobs may hold of its cores; by default all.
+        longest_s: The longest time limit of a batch job.
 
     Raises:
         Unavailable: The spool's folder can't be used.
     """
 
-    def __init__(self, spool: Path, machine: Machine, capacity: Capacity, clock: Callable[[], datetime] = now) -> None:
+    def __init__(
+        self,
+        spool: Path,
+        machine: Machine,
+        capacity: Capacity,
+        clock: Callable[[], datetime] = now,
+        *,
+        batch_cores: float | None = None,
+        longest_s: float = 86400.0,
+    ) -> None:
         self._spool = Spool(spool, parse_entry)
         self._machine = machine
         self._capacity = capacity
+        self._batch_capacity = replace(capacity, cores=capacity.cores if batch_cores is None else batch_cores)
+        self._batch = BatchJobs(self._spool, spool.with_name(f"{spool.name}-ended"), machine, longest_s)
+        self._line = Line(self._spool, self._batch, capacity, self._batch_capacity.cores, clock)
         self._clock = clock
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._signals: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
         self._troubles: dict[str, tuple[float, datetime]] = {}
         self.on_news: Callable[[], None] = lambda: None
         """Called when something became of a job after the query that began it; a query tells what."""
@@ -109,20 +118,26 @@ class LocalScheduler:
 
     async def submit(self, request: JobRequest) -> None:
         """Queue a job; see Scheduler."""
-        if self._spool.find(request.key) is None:
+        if self._batch.is_known(request.key):
+            return
+        if request.batch:
+            await self._batch.submit(request, self._batch_capacity)
+        else:
             await self.check(request, ())
             self._spool.put(Entry(request))
 
     async def adopt(self, request: JobRequest, started: datetime, deadline: datetime) -> None:
         """Take up a job that runs and is not in the spool."""
-        if self._spool.find(request.key) is None:
+        if not self._batch.is_known(request.key):
             self._spool.put(Entry(request, state=JobState.RUNNING, started=started, deadline=deadline))
+            log.info("%s of %s runs, and was not in the spool", request.key, request.user_name)
 
     async def cancel(self, key: str, reason: Reason) -> None:
         """End a job; see Scheduler. A running one gets TERM now and KILL after STOP_GRACE."""
         entry = self._get(key)
         if entry.waits:
-            self._spool.change(key, state=JobState.ENDED, reason=reason, cancelled=reason)
+            self._spool.change(key, cancelled=reason)
+            self._end(key, reason, "")
         elif entry.state is not JobState.ENDED and entry.cancelled is None:
             entry = self._spool.change(key, cancelled=reason, kill_at=self._clock() + STOP_GRACE)
             if entry.state is JobState.RUNNING:  # one that is being started gets it when it has begun
@@ -138,74 +153,93 @@ class LocalScheduler:
             self._spool.change(key, deadline=deadline)
 
     async def forget(self, key: str) -> None:
-        """Drop an ended job; see Scheduler."""
+        """Drop an ended job; see Scheduler. A batch job goes into the history."""
         entry = self._spool.find(key)
         if entry and entry.state is JobState.ENDED:
+            if entry.request.batch:
+                self._batch.file(entry)
             self._spool.drop(key)
 
     async def get_capacity(self) -> Capacity:
         """Return what there is and what is held; see Scheduler."""
-        return self._count()
+        return self._line.count()
 
     @property
     def features(self) -> frozenset[Feature]:
-        """What it can do; see Scheduler. It runs apps, with a script of Portico's own."""
-        return frozenset()
+        """What it can do; see Scheduler."""
+        return frozenset({Feature.BATCH, Feature.HOLD, Feature.LIMIT, Feature.HISTORY})
+
+    @property
+    def longest_s(self) -> float:
+        """The longest time limit of a batch job."""
+        return self._batch.longest_s
 
     async def check(self, request: JobRequest, groups: Collection[str]) -> None:
         """Refuse what can never run; see Scheduler."""
-        if request.script or request.options != JobOptions():
-            raise Conflict(_NO_BATCH)
-        refuse_impossible(request, self._capacity)
+        if request.batch:
+            self._batch.check(request, self._batch_capacity)
+        elif request.script or request.options != JobOptions():
+            raise Conflict("An app's session has no script and options of a person's.")
+        else:
+            refuse_impossible(request, self._capacity)
 
     async def list_jobs(self) -> Queue:
-        """Return all jobs that were not forgotten; see Scheduler. Answers from memory."""
-        statuses, at = self._describe(), self._clock()
-        return Queue(tuple(_show(entry, statuses[entry.request.key], at) for entry in self._spool), at)
+        """Return all jobs that wait, run, or ended lately; see Scheduler. Answers from memory."""
+        statuses, at = self._line.describe(), self._clock()
+        live = [show(entry, at, statuses[entry.request.key]) for entry in self._spool]
+        return Queue((*live, *(job for job in self._batch.list_lately(at) if job.id not in statuses)), at)
 
     async def list_history(self, user_name: str | None, since: datetime) -> list[Job]:
-        """Return nothing: what has ended is forgotten; see Scheduler."""
-        return []
+        """Return batch jobs that ended; see Scheduler. What becomes of sessions, others keep."""
+        return self._batch.list_history(user_name, since, self._clock())
 
     async def find_record(self, job_id: str) -> Job | None:
-        """Return None: what has ended is forgotten; see Scheduler."""
-        return None
+        """Return a job of the history; see Scheduler."""
+        return self._batch.find_record(job_id, self._clock())
 
     async def describe(self, user_name: str, ref: JobRef) -> JobDetails:
-        """Return nothing that a session's own page does not have; see Scheduler."""
-        self._get(ref.id)
-        return JobDetails()
+        """Return where a job's output goes and what it uses; see Scheduler."""
+        return self._batch.describe(user_name, ref.id)
 
     async def read_script(self, user_name: str, ref: JobRef) -> bytes:
-        """Refuse: apps have none of their user's; see Scheduler."""
-        raise Conflict(_NO_BATCH)
+        """Return a batch job's script; see Scheduler."""
+        return self._batch.read_script(user_name, ref.id)
 
     async def act(self, user_name: str, ref: JobRef, action: Action) -> None:
-        """Cancel a job; see Scheduler."""
-        entry = self._get(ref.id)
-        if entry.request.user_name != user_name:
-            raise NotFound("The scheduler has no such job.")
-        if action is not Action.CANCEL:
+        """Cancel a job, hold or release a batch job; see Scheduler."""
+        entry = self._batch.get(user_name, ref.id)
+        if action in (Action.HOLD, Action.RELEASE):
+            self._batch.hold(user_name, ref.id, action is Action.HOLD)
+        elif action is not Action.CANCEL:
             raise Conflict(f"This machine's own scheduler can't {action} jobs.")
-        if entry.state is JobState.ENDED:
+        elif entry.state is JobState.ENDED:
             raise Conflict("The job has ended already.")
-        await self.cancel(ref.id, Reason.STOPPED)
+        else:
+            await self.cancel(ref.id, Reason.STOPPED)
 
     async def change_limit(self, user_name: str, ref: JobRef, limit_s: float) -> None:
-        """Refuse; see Scheduler."""
-        raise Conflict("This machine's own scheduler can't change the time limit of a job.", hint="Use Extend.")
+        """Change a batch job's time limit; see Scheduler. That of a session is moved by extend()."""
+        await self._batch.change_limit(user_name, ref.id, limit_s, self._clock())
 
     async def find_offers(self, user_name: str, groups: Collection[str]) -> list[Offer]:
         """Return the machine as one partition; see Scheduler."""
-        most, memory = int(self._capacity.cores), self._capacity.memory_bytes
-        offer = Offer("local", default=True, max_nodes=1, max_cores_per_node=most, max_memory_per_node_bytes=memory)
-        return [offer]
+        return [
+            Offer(
+                PARTITION,
+                default=True,
+                max_time_s=self._batch.longest_s,
+                default_time_s=DEFAULT_TIME_S,
+                max_nodes=1,
+                max_cores_per_node=int(self._batch_capacity.cores),
+                max_memory_per_node_bytes=self._capacity.memory_bytes,
+            )
+        ]
 
     async def list_nodes(self) -> list[Node]:
         """Return the machine; see Scheduler."""
-        all_, load = self._count(), os.getloadavg()[0]
+        all_, load = self._line.count(), os.getloadavg()[0]
         held = int(all_.cores_held), all_.memory_bytes, all_.memory_held_bytes
-        return [Node(socket.gethostname(), "up", True, ("local",), int(all_.cores), *held, load)]
+        return [Node(socket.gethostname(), "up", True, (PARTITION,), int(all_.cores), *held, load)]
 
     async def query(self) -> dict[str, JobStatus]:
         """Return all jobs, after those that can start were started; see Scheduler."""
@@ -214,10 +248,13 @@ class LocalScheduler:
         self.unknown_cells = frozenset(
             key for key, cell in (cells or {}).items() if cell["processes"] and self._spool.find(key) is None
         )
+        self._batch.measure(cells or {})
         begun = [self._care(entry, cells) for entry in self._spool]
-        waiting = [entry.request for entry in self._spool if entry.waits]
+        for entry in self._spool:
+            if entry.waits and entry.request.batch and (why := self._batch.find_hopeless(entry)):
+                self._end(entry.request.key, Reason.NOT_STARTED, why)
         at = self._clock()
-        for request in choose_next(waiting, self._count()):
+        for request in self._line.choose():
             entry = self._get(request.key)
             self._spool.change(
                 request.key,
@@ -229,11 +266,11 @@ class LocalScheduler:
             begun.append(self._begin(request.key, self._launch(request.key, cells is not None)))
         if tasks := [task for task in begun if task is not None]:
             await asyncio.wait(tasks, timeout=PATIENCE_S)
-        return self._describe()
+        return self._line.describe()
 
     async def close(self) -> None:
         """Let go of what is being done; the spool has all that the next one needs."""
-        tasks = [*self._tasks.values(), *self._signals]
+        tasks = [*self._tasks.values(), *self._beside]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -331,7 +368,7 @@ class LocalScheduler:
         if look["running"] and not (overdue and has_cells):
             return
         await self._clear(key, has_cells)  # whatever is left, and the cell itself
-        self._end(key, *explain_end(look, self._get(key).cancelled, oom_kills))
+        self._end(key, *explain_end(look, self._get(key).cancelled, oom_kills), look=look)
 
     async def _clear(self, key: str, has_cells: bool) -> None:
         """Kill all that is left of a job."""
@@ -355,54 +392,41 @@ class LocalScheduler:
             except PorticoError as error:
                 log.warning("session %s: TERM failed, KILL follows: %s", entry.request.key, error)
 
-        task = asyncio.create_task(run())
-        self._signals.add(task)
-        task.add_done_callback(self._signals.discard)
+        self._do_beside(run())
+
+    def _do_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     # the entries
 
-    def _end(self, key: str, reason: Reason, detail: str) -> None:
-        self._spool.change(key, forking=False, state=JobState.ENDED, reason=reason, detail=detail[:500])
+    def _end(self, key: str, reason: Reason, detail: str, look: Mapping[str, Any] | None = None) -> None:
+        entry = self._get(key)
+        memory, cpu_s = self._batch.find_used(key)
+        self._spool.change(
+            key,
+            forking=False,
+            state=JobState.ENDED,
+            reason=reason,
+            detail=detail[:500],
+            ended=_read_end(look or {}, entry.started, self._clock()),
+            memory_used_bytes=memory,
+            cpu_used_s=cpu_s,
+        )
+        if entry.request.batch:  # what its folder had is in the spool; of sessions people look at the log
+
+            async def forget() -> None:
+                with contextlib.suppress(PorticoError):
+                    await self._machine.forget(entry.request.user_name, key)
+
+            self._do_beside(forget())
 
     def _get(self, key: str) -> Entry:
         entry = self._spool.find(key)
         if entry is None:
             raise NotFound("The scheduler has no such job.")
         return entry
-
-    def _count(self) -> Capacity:
-        held = [entry for entry in self._spool if entry.holds]
-        return Capacity(
-            self._capacity.cores,
-            self._capacity.memory_bytes,
-            sum(e.request.cores for e in held),
-            sum(e.request.memory_bytes for e in held),
-            len(held),
-            sum(entry.waits for entry in self._spool),
-        )
-
-    def _describe(self) -> dict[str, JobStatus]:
-        found, position, capacity = {}, 0, self._count()
-        for entry in self._spool:
-            waiting_for, request, place = "", entry.request, 0
-            if entry.forking:
-                waiting_for = WAIT_START
-            elif entry.state is JobState.QUEUED:
-                position = place = position + 1
-                waiting_for = describe_wait(position, request, capacity)
-            found[request.key] = JobStatus(
-                request.key,
-                request.user_name,
-                entry.state,
-                waiting_for,
-                entry.started,
-                entry.deadline,
-                entry.reason,
-                entry.detail,
-                job_id=request.key,
-                position=place,
-            )
-        return found
 
 
 def _find_end(entry: Entry) -> datetime:
@@ -411,28 +435,10 @@ def _find_end(entry: Entry) -> datetime:
     return entry.kill_at or entry.deadline + OVERDUE
 
 
-def _show(entry: Entry, status: JobStatus, at: datetime) -> Job:
-    request, used_s = entry.request, 0.0
-    if status.state is JobState.RUNNING and status.started:
-        used_s = max(0.0, (at - status.started).total_seconds())
-    return Job(
-        id=request.key,
-        user_name=request.user_name,
-        state=status.state,
-        word=status.state.value,
-        key=request.key,
-        shown_id=request.key,
-        partition="local",
-        waiting_for=status.waiting_for,
-        submitted=request.submitted,
-        started=status.started,
-        ends=status.deadline,
-        limit_s=request.time_limit_s,
-        used_s=used_s,
-        cores=math.ceil(request.cores),
-        nodes=1,
-        memory_bytes=request.memory_bytes,
-        position=status.position,
-        reason=status.reason,
-        detail=status.detail,
-    )
+def _read_end(look: Mapping[str, Any], started: datetime | None, at: datetime) -> datetime:
+    """Return when a job ended: as its shepherd wrote down, where that can be true."""
+    ended = look.get("ended")
+    with contextlib.suppress(TypeError, ValueError, OverflowError, OSError, KeyError):
+        said = datetime.fromtimestamp(float(ended["at"]), UTC) if isinstance(ended, Mapping) else at
+        return said if started and started <= said <= at else at
+    return at

@@ -6,7 +6,8 @@ large job is never starved by small ones. It costs some idle cores, which intera
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from portico.errors import Invalid
@@ -27,6 +28,33 @@ def choose_next(queued: Iterable[JobRequest], capacity: Capacity) -> list[JobReq
         memory -= request.memory_bytes
         chosen.append(request)
     return chosen
+
+
+def take_turns(queued: Iterable[JobRequest], running: Iterable[str]) -> list[JobRequest]:
+    """Return batch jobs in the order in which they start: users take turns, so that a hundred jobs hold up nobody.
+
+    Args:
+        queued: In order of submission, which counts among jobs whose users have as many before them.
+        running: The users of those that run, one for each job.
+    """
+    before, ranked = Counter(running), []
+    for request in queued:
+        ranked.append((before[request.user_name], request))
+        before[request.user_name] += 1
+    return [request for _, request in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def measure_room(capacity: Capacity, batch: Sequence[JobRequest], batch_cores: float) -> Capacity:
+    """Return what batch jobs may hold, so far as it is free or held by them.
+
+    Args:
+        capacity: What there is, and what is held by sessions and jobs.
+        batch: The jobs that run.
+        batch_cores: What they may hold in all: interactive work idles most of the time, they do not.
+    """
+    held = sum(request.cores for request in batch)
+    free = min(capacity.cores - capacity.cores_held, batch_cores - held)
+    return Capacity(batch_cores, capacity.memory_bytes, batch_cores - free, capacity.memory_held_bytes)
 
 
 def describe_wait(position: int, request: JobRequest, capacity: Capacity) -> str:

@@ -38,6 +38,7 @@ class Entry:
 
     ``forking`` is set, on disk too, before it is started, and stays until that has an outcome: what is so after a
     crash must be looked at before anything is started again. ``cancelled`` is the reason for which it is being ended.
+    ``held`` waits until its user releases it. What it used is None where nobody counts.
     """
 
     request: JobRequest
@@ -50,6 +51,10 @@ class Entry:
     kill_at: datetime | None = None
     reason: Reason | None = None
     detail: str = ""
+    held: bool = False
+    ended: datetime | None = None
+    memory_used_bytes: int | None = None
+    cpu_used_s: float | None = None
 
     @property
     def waits(self) -> bool:
@@ -200,7 +205,9 @@ def parse_entry(value: dict[str, Any]) -> Entry:
         raise ValueError("what it asks for is out of bounds")
 
     def time(name: str) -> datetime | None:
-        return parse_time(value[name]) if value[name] else None
+        return parse_time(value[name]) if value.get(name) else None
+
+    memory, cpu_s = value.get("memory_used_bytes"), value.get("cpu_used_s")
 
     entry = Entry(
         request=request,
@@ -213,6 +220,10 @@ def parse_entry(value: dict[str, Any]) -> Entry:
         kill_at=time("kill_at"),
         reason=Reason(value["reason"]) if value["reason"] else None,
         detail=str(value["detail"]),
+        held=bool(value.get("held", False)),
+        ended=time("ended"),
+        memory_used_bytes=None if memory is None else int(memory),
+        cpu_used_s=None if cpu_s is None else float(cpu_s),
     )
     if entry.holds and entry.deadline is None:
         raise ValueError("it runs and has no deadline")

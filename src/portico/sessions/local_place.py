@@ -9,8 +9,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from portico.config import Config
-from portico.errors import Conflict, NotFound, PorticoError
+from portico.errors import Conflict, Invalid, NotFound, PorticoError
 from portico.model import App, Range, Reason, Session, SessionState, now
+from portico.schedulers.batch import is_batch
+from portico.schedulers.batch import parse_record as parse_batch
 from portico.schedulers.clusters import LOCAL, Cluster
 from portico.schedulers.ending import explain_end
 from portico.schedulers.local import LocalScheduler
@@ -100,8 +102,8 @@ class LocalPlace:
         )
 
     async def query(self) -> dict[str, JobStatus]:
-        """Return what the scheduler knows; see Place."""
-        return await self._scheduler.query()
+        """Return what the scheduler knows of sessions; see Place."""
+        return {key: status for key, status in (await self._scheduler.query()).items() if not status.batch}
 
     async def probe(self, session: Session, path: str) -> tuple[bool, str]:
         """Return whether the app answers; see Place."""
@@ -167,20 +169,35 @@ class LocalPlace:
         for key, look in looks.items():
             if look["running"] and (cells is None or (key in cells and is_in_cell(look["pid"], key))):
                 try:
-                    found.append(self._read(name, look))
-                except (KeyError, TypeError, ValueError, OverflowError) as error:
+                    if is_batch(look["record"]):
+                        await self._adopt_batch(name, look)
+                    else:
+                        found.append(self._read(name, look))
+                except (KeyError, TypeError, ValueError, OverflowError, Invalid) as error:
                     log.warning("session %s of %s runs, and its record can't be read: %r", key, name, error)
         return found
 
+    async def _adopt_batch(self, user_name: str, look: Mapping[str, Any]) -> None:
+        """Take up a batch job that runs and whose spool was lost; the store knows nothing of any."""
+        key, longest_s = str(look["session"]), self._scheduler.longest_s
+        request = parse_batch(look["record"], key, user_name, longest_s)
+        at = self._clock()
+        ends = self._find_end(look, timedelta(seconds=request.time_limit_s), timedelta(seconds=longest_s))
+        await self._scheduler.adopt(request, at, ends)
+
     def _read(self, user_name: str, look: Mapping[str, Any]) -> Session:
         session = parse_record(look["record"], look["session"], user_name)
+        most = timedelta(hours=self._config.max_extended_hours)
+        ends = self._find_end(look, timedelta(hours=session.hours), most)
+        return replace(session, cluster=LOCAL, state=SessionState.STARTING, started=self._clock(), ends=ends)
+
+    def _find_end(self, look: Mapping[str, Any], asked: timedelta, most: timedelta) -> datetime:
         at = self._clock()
-        most = at + timedelta(hours=self._config.max_extended_hours)
         try:
             ends = datetime.fromtimestamp(float(look["deadline"]), tz=at.tzinfo)
         except (TypeError, ValueError, OverflowError, OSError):
-            ends = at + timedelta(hours=session.hours)
-        return replace(session, cluster=LOCAL, state=SessionState.STARTING, started=at, ends=min(ends, most))
+            ends = at + asked
+        return min(ends, at + most)
 
     async def adopt(self, session: Session) -> None:
         """Take up what runs; see Place."""

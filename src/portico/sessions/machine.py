@@ -16,6 +16,7 @@ from typing import Final
 from portico import wire
 from portico.errors import NotFound, Refused, Unavailable
 from portico.model import Session, SshConnection
+from portico.schedulers.batch import render_record
 from portico.schedulers.protocol import JobRequest
 from portico.wire import Channel, Json, Packet
 
@@ -144,22 +145,33 @@ class BrokerMachine:
         args: Json = {"user": request.user_name}
         if cells:
             args["cell"] = {"name": request.key, "cores": request.cores, "memory_bytes": request.memory_bytes}
+        start: Json = {
+            "session": request.key,
+            "argv": list(request.argv),
+            "env": dict(request.env),
+            "deadline": deadline.timestamp(),
+            "memory_bytes": request.memory_bytes,
+            "cores": request.cores,
+            "enforce": not cells,
+        }
+        if request.batch:
+            options = request.options
+            start["work"] = {"folder": options.folder, "output": options.output, "error": options.error}
         agent = await self._fork(args)
         try:
-            await agent.ask(
-                "start",
-                {
-                    "session": request.key,
-                    "argv": list(request.argv),
-                    "env": dict(request.env),
-                    "deadline": deadline.timestamp(),
-                    "memory_bytes": request.memory_bytes,
-                    "cores": request.cores,
-                    "enforce": not cells,
-                },
-            )
+            await agent.ask("start", start)
         finally:
             agent.close()
+
+    async def prepare(self, request: JobRequest) -> None:
+        """Write a batch job's script and record; see schedulers.local.Machine."""
+        files = {"job.sh": request.script.decode()}
+        args = {"session": request.key, "record": render_record(request), "files": files}
+        await self.ask(request.user_name, "prepare", args)
+
+    async def forget(self, user_name: str, key: str) -> None:
+        """Remove a job's folder; see schedulers.local.Machine."""
+        await self.ask(user_name, "forget", {"session": key})
 
     async def look(self, user_name: str, key: str) -> Json:
         """Return what the user's agent sees; see schedulers.local.Machine."""

@@ -265,6 +265,56 @@ def test_an_agent_from_prepare_to_forget(agent: socket.socket) -> None:
     assert wire.call(agent, "sessions").body["sessions"] == []
 
 
+def start_work(agent: socket.socket, script: str, folder: Path, output: str, error: str = "") -> None:
+    """Start a batch job."""
+    wire.call(agent, "prepare", {"session": ID, "record": {}, "files": {"job.sh": script}})
+    look = wire.call(agent, "look", {"session": ID}).body
+    wire.call(agent, "start", {
+        "session": ID, "argv": [f"{look['folder']}/job.sh"], "env": {"PORTICO_SESSION": ID}, "memory_bytes": 1 << 33,
+        "deadline": time.time() + 60, "cores": 1, "enforce": True,
+        "work": {"folder": str(folder), "output": output, "error": error},
+    })  # fmt: skip
+
+
+def test_a_batch_job_works_where_it_is_told_to(agent: socket.socket, tmp_path: Path) -> None:
+    output, error = tmp_path / "out put", tmp_path / "err"
+    output.write_text("of before")
+    start_work(agent, "#!/bin/sh\npwd; echo bad >&2; ls /proc/self/fd | wc -l\n", tmp_path, str(output), str(error))
+    wait_ended()
+    assert output.read_text() == f"{tmp_path}\n4\n" and error.read_text() == "bad\n"  # 0, 1, 2 and ls's own
+    wait_until(lambda: not wire.call(agent, "look", {"session": ID}).body["running"])
+    start_work(agent, "#!/bin/sh\necho one; echo two >&2\n", tmp_path, str(output))
+    wait_until(lambda: output.read_text() == "one\ntwo\n")
+
+
+def test_an_output_that_cannot_be_is_told_and_nothing_waits(agent: socket.socket, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for folder, name, says in (
+        (tmp_path, "pipe", "Nobody reads"), (tmp_path, "folder", "directory"), (tmp_path, "no/file", "No such file"),
+        (tmp_path / "nowhere", "out", "no folder"),
+    ):  # fmt: skip
+        with pytest.raises(Conflict) as refused:
+            start_work(agent, "#!/bin/sh\n", folder, str(tmp_path / name))
+        assert says in refused.value.why
+    with pytest.raises(Unavailable) as failed:
+        start_work(agent, "#!/no/such/program\n", tmp_path, str(tmp_path / "out"))
+    assert "program that is not here" in failed.value.why
+
+
+@pytest.mark.parametrize(
+    "work",
+    [5, {}, {"folder": "/", "output": "relative", "error": ""}, {"folder": "/", "output": "/a\0", "error": ""},
+     {"folder": "/", "output": 5, "error": ""}, {"folder": "", "output": "/a", "error": ""}],
+)  # fmt: skip
+def test_an_agent_refuses_work_that_is_none(agent: socket.socket, work: Any) -> None:
+    with pytest.raises(Invalid):
+        wire.call(agent, "start", {
+            "session": ID, "argv": ["/bin/true"], "env": {}, "memory_bytes": 1, "deadline": 1, "cores": 1,
+            "enforce": True, "work": work,
+        })  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("op", "args"),
     [

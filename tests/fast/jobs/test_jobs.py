@@ -17,6 +17,7 @@ from portico.jobs import Action, Column, JobFilter, JobOptions, Jobs, JobState, 
 from portico.jobs import files as job_files
 from portico.jobs.samples import draw_line
 from portico.model import Identity, NoticeKind, Reason, Role, Via
+from portico.schedulers.clusters import Cluster
 from portico.schedulers.slurm.command import Result
 from portico.sessions.changes import Changes
 from portico.sessions.rows import Rows
@@ -252,3 +253,35 @@ def test_lines_are_drawn_to_their_top() -> None:
 )
 def test_what_is_new_in_a_tail(before: str, after: str, new: str) -> None:
     assert find_new(before, after) == new
+
+
+def test_this_machine_takes_jobs_behind_the_clusters_and_keeps_their_history(tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    local, (demo, _) = Cluster("local", "This machine", "local", office.desk.scheduler), make_cluster()
+    rows = Rows(office.desk.store, Changes())
+    jobs = Jobs(
+        rows, office.desk.machine, office.files, [local, demo], office.desk.sessions.notices, clock=office.desk.clock
+    )  # type: ignore[arg-type]
+    assert [one.name for one in jobs.clusters] == ["demo", "local"] and jobs.get_cluster().name == "demo"
+
+    async def test() -> None:
+        job_id = await jobs.submit(office.alice, "local", Wanted(SCRIPT, options=JobOptions(name="mine")))
+        view = await jobs.view(office.alice, "local", job_id)
+        assert (view.job.state, view.actions, view.can_change_limit) == (JobState.RUNNING, (Action.CANCEL,), True)
+        assert view.details and view.details.output == f"/home/alice/portico-{job_id}.out"
+        with pytest.raises(NotFound):
+            await jobs.view(office.bob, "local", job_id)
+        held = await jobs.submit(office.alice, "local", Wanted(SCRIPT, options=JobOptions(held=True)))
+        assert (await jobs.view(office.alice, "local", held)).actions == (Action.CANCEL, Action.RELEASE)
+        await jobs.act(office.admin, "local", held, Action.CANCEL)
+        office.desk.machine.end(job_id)
+        await office.desk.scheduler.query()
+        await jobs._tidy(local)
+        assert await office.desk.scheduler.query() == {}
+        assert {job.id for job in await jobs.list_history(office.alice, "local")} == {job_id, held}
+        assert await jobs.list_history(office.bob, "local") == []
+        office.desk.clock.advance(hours=1)  # long after it left the table
+        assert (await jobs.view(office.alice, "local", job_id)).job.name == "mine"
+        assert await jobs.read_script(office.alice, "local", job_id) == SCRIPT
+
+    run(test())

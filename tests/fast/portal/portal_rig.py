@@ -77,7 +77,14 @@ class StandInMachine:
         return {
             "session": key, "running": running, "pid": 1 if running else None, "deadline": None, "ended": None,
             "record": {}, "socket": True, "folder": f"/home/{user_name}/{key}", "run": f"/run/{key}",
+            "home": f"/home/{user_name}",
         }  # fmt: skip
+
+    async def prepare(self, request: JobRequest) -> None:
+        pass
+
+    async def forget(self, user_name: str, key: str) -> None:
+        pass
 
     async def launch(self, request: JobRequest, deadline: datetime) -> None:
         self.running.add(request.key)

@@ -24,6 +24,7 @@ from running import (
     end_processes_of,
     find_free_ports,
     find_reason_to_skip,
+    find_source,
     wait_until,
 )
 
@@ -47,7 +48,7 @@ def carol() -> Iterator[pwd.struct_passwd]:
 def test_a_person_without_root_is_at_work(carol: pwd.struct_passwd, tmp_path: Path) -> None:
     port = find_free_ports()[0]
     output = tmp_path / "output"
-    env = {"PATH": "/usr/bin:/bin", "HOME": carol.pw_dir, "USER": carol.pw_name, "LANG": "C.UTF-8"}
+    env = {"PATH": "/usr/bin:/bin", "HOME": carol.pw_dir, "USER": carol.pw_name, "LANG": "C.UTF-8"} | find_source()
     command = [str(INSTALL_DIR / "venv/bin/portico")]
     with output.open("w") as file:
         process = subprocess.Popen(
@@ -81,6 +82,22 @@ def test_a_person_without_root_is_at_work(carol: pwd.struct_passwd, tmp_path: Pa
             assert session["id"] in run("session", "list").stdout
             assert run("session", "stop", session["id"]).returncode == 0
             person.wait(session["id"], "ended")
+
+            script = Path(carol.pw_dir) / "job.sh"
+            script.write_text("#!/bin/sh\nid -un; sleep 1; exit 3\n")
+            script.chmod(0o644)
+            job = run("job", "submit", str(script), "--memory-gb", "0.1").stdout.strip()
+            path = f"/api/v1/clusters/local/jobs/{job}"
+            wait_until(lambda: person.http.get(path).json().get("state") == "ended", 20)
+            assert person.http.get(path).json()["detail"] == "exit status 3"
+            assert run("job", "tail", job).stdout.strip() == carol.pw_name
+            assert (Path(carol.pw_dir) / f"portico-{job}.out").stat().st_uid == carol.pw_uid
+            late = person.http.post(
+                "/api/v1/clusters/local/jobs",
+                json={"script": "#!/bin/sh\nsleep 1000\n", "memory_gb": 0.1, "hours": 1 / 3600},
+            ).json()["id"]
+            path = f"/api/v1/clusters/local/jobs/{late}"
+            wait_until(lambda: person.http.get(path).json()["reason"] == "time-limit", 30)
             assert run("stop").returncode == 0
             process.wait(20)
         state = Path(carol.pw_dir) / ".local/share/portico"

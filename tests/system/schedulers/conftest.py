@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from brokered import find_reason_to_skip
-from scheduler_places import LocalPlace, Place, SlurmPlace
+from scheduler_places import LocalBatchPlace, LocalPlace, Place, SlurmPlace
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def slurm_place(request: pytest.FixtureRequest) -> Iterator[SlurmPlace]:
     place.destroy()
 
 
-@pytest.fixture(scope="module", params=["local", "slurm"])
+@pytest.fixture(scope="module", params=["local", "local-batch", "slurm"])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """Return a place of each kind, one after the other."""
     if reason := find_reason_to_skip():
@@ -27,6 +27,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     if request.param == "slurm":
         yield request.getfixturevalue("slurm_place")
         return
-    place = LocalPlace()
+    place = LocalBatchPlace() if request.param == "local-batch" else LocalPlace()
     yield place
     place.destroy()

@@ -6,11 +6,11 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from scheduler_places import LocalPlace, Place, SlurmPlace, make_key
+from scheduler_places import LocalBatchPlace, LocalPlace, Place, SlurmPlace, make_key
 
 from portico.errors import Conflict, Forbidden, Invalid, NotFound, PorticoError
 from portico.model import Reason, now
-from portico.schedulers.protocol import Action, Feature, JobRef, JobState, Scheduler
+from portico.schedulers.protocol import Action, Feature, Job, JobRef, JobState, Scheduler
 
 pytestmark = pytest.mark.system
 
@@ -26,7 +26,7 @@ def overdue(place: Place) -> str:
 def test_it_is_a_scheduler(place: Place, overdue: str) -> None:
     typed: Scheduler = place.scheduler
     assert typed.features <= frozenset(Feature)
-    assert (Feature.BATCH in typed.features) is isinstance(place, SlurmPlace)
+    assert {Feature.BATCH, Feature.HOLD, Feature.LIMIT, Feature.HISTORY} <= typed.features
 
 
 def test_submit_run_and_end_well(place: Place) -> None:
@@ -207,6 +207,69 @@ def test_all_jobs_and_the_place_are_shown(place: Place) -> None:
         assert (await place.until_ended(key)).reason is Reason.STOPPED
         with pytest.raises((Conflict, NotFound)):
             await place.scheduler.act(place.alice, job.ref, Action.CANCEL)
+
+    place.run(test())
+
+
+async def find_job(place: Place, key: str) -> Job:
+    """Return a job as the queue shows it, once it does."""
+    while True:
+        if found := [job for job in (await place.scheduler.list_jobs()).jobs if job.key == key]:
+            return found[0]
+        await asyncio.sleep(0.1)
+
+
+def test_a_batch_job_is_held_released_and_read(place: Place) -> None:
+    if type(place) is LocalPlace:
+        pytest.skip("sessions are not held")
+
+    async def test() -> None:
+        key = await place.submit("pwd; sleep 1000", options={"held": True})
+        await place.until(key, lambda status: status.job_id)
+        job = await find_job(place, key)
+        while not job.held:
+            await asyncio.sleep(0.1)
+            job = await find_job(place, key)
+        assert job.state is JobState.QUEUED and (await place.scheduler.query())[key].batch is isinstance(
+            place, LocalBatchPlace
+        )
+        await place.scheduler.change_limit(place.alice, job.ref, 1200)
+        assert await place.scheduler.read_script(place.alice, job.ref) == b"#!/bin/sh\npwd; sleep 1000\n"
+        await place.scheduler.act(place.alice, job.ref, Action.RELEASE)
+        status = await place.until_running(key)
+        assert status.started and status.deadline
+        assert (status.deadline - status.started).total_seconds() == pytest.approx(1200, abs=2)
+        with pytest.raises(Conflict):
+            await place.scheduler.act(place.alice, (await find_job(place, key)).ref, Action.HOLD)
+        home = place.find_home(place.alice)
+        details = await place.scheduler.describe(place.alice, job.ref)
+        assert details.folder == str(home) and details.output == f"{home}/out-{job.id}"
+        await place.scheduler.cancel(key, Reason.STOPPED)
+        await place.until_ended(key)
+        assert (home / f"out-{job.id}").read_text().startswith(f"{home}\n")
+
+    place.run(test())
+
+
+def test_the_history_of_batch_jobs(place: Place) -> None:
+    async def test() -> None:
+        since = now() - timedelta(minutes=1)
+        key = await place.submit("exit 4")
+        status = await place.until_ended(key)
+        await place.scheduler.forget(key)
+        await place.restart()
+        deadline = asyncio.get_running_loop().time() + 60
+        while True:
+            found = {job.id: job for job in await place.scheduler.list_history(place.alice, since)}
+            if type(place) is LocalPlace:  # a session's end is told by its own page
+                assert key not in found
+                return
+            if status.job_id in found or asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(1)
+        job = found[status.job_id]
+        assert (job.state, job.reason, job.user_name) == (JobState.ENDED, Reason.FAILED, place.alice)
+        assert job.ends and job.ends >= since and job.detail.startswith("exit status 4")
 
     place.run(test())
 

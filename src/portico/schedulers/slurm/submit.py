@@ -14,6 +14,7 @@ from typing import Final
 
 from portico.errors import Invalid
 from portico.schedulers.protocol import JobRequest
+from portico.schedulers.script import check_script
 from portico.schedulers.slurm.command import Command, Result
 from portico.schedulers.slurm.queue import KEY_PREFIX, render_key
 from portico.schedulers.slurm.refusals import translate
@@ -65,7 +66,7 @@ def submit(request: JobRequest) -> Command[str]:
     Raises:
         Invalid: A field holds what it must not, or the script can't be one; ``field`` says which.
     """
-    check_script(request.script)
+    check_script(request.script, SCRIPT_LIMIT_BYTES)
     return Command(
         ("sbatch", "--parsable", *render_options(request)),
         parse_submitted,
@@ -106,45 +107,6 @@ def render_options(request: JobRequest) -> list[str]:
     argv += ["--hold"] * options.held
     argv.append("--requeue" if options.requeue else "--no-requeue")
     return argv
-
-
-def check_script(script: bytes) -> None:
-    """Do nothing if sbatch would take this as a script.
-
-    Raises:
-        Invalid: It would not; the message says what to change. Nothing is changed in it: it is its author's.
-    """
-    if not script.strip():
-        raise Invalid("The script is empty.", field="script")
-    if len(script) > SCRIPT_LIMIT_BYTES:
-        raise Invalid(
-            f"The script has {len(script) / 1e6:.1f} MB; Slurm takes {SCRIPT_LIMIT_BYTES / 1e6:.1f} MB at most.",
-            hint="Put data into a file of its own.",
-            field="script",
-        )
-    if script.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise Invalid(
-            "The script begins with a byte order mark, so its first line is not found.",
-            hint="Save it as UTF-8 without BOM.",
-            field="script",
-        )
-    if not script.startswith(b"#!"):
-        raise Invalid(
-            "The script's first line does not say what runs it.",
-            why="Slurm asks for a first line that begins with #! and names a program.",
-            hint="Put #!/bin/bash before everything else.",
-            field="script",
-        )
-    if b"\0" in script:
-        raise Invalid("The script has a NUL character in it.", hint="It may not be a text file.", field="script")
-    if b"\r\n" in script:
-        line = script[: script.index(b"\r\n")].count(b"\n") + 1
-        raise Invalid(
-            f"The script has the line ends of Windows, first in line {line}.",
-            why="Slurm refuses such scripts, because the shell would take the extra character for a part of each line.",
-            hint="Save it with Unix line ends (LF), or run dos2unix on it.",
-            field="script",
-        )
 
 
 def parse_submitted(result: Result) -> str:
