@@ -229,7 +229,7 @@ class Pipe:
                 sock.shutdown(socket.SHUT_WR)
 
     async def seize(self) -> None:
-        """Stop the other direction."""
+        """Stop the other direction, so that nobody reads or writes the two sockets."""
         await self._connection.stop_others(self._way)
 
     def reset(self) -> None:
@@ -263,19 +263,20 @@ class _Connection:
 
     async def run(self) -> None:
         """Wait for both directions, and close."""
-        try:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        finally:
-            await self.stop_others(-1)
-            for sock in self._socks:
-                sock.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for sock in self._socks:
+            sock.close()
 
     async def stop_others(self, way: int) -> None:
-        """Stop the directions that are not ``way``."""
-        others = [task for at, task in enumerate(self._tasks) if at != way]
-        for task in others:
+        """Stop the direction that is not ``way``."""
+        other = self._tasks[1 - way]
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+
+    def drop(self) -> None:
+        """Let go of both directions."""
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
 
 
 class Line:
@@ -296,6 +297,7 @@ class Line:
         self.struck = asyncio.Event()
         self._target, self._buffer_bytes = target, buffer_bytes
         self._running: set[asyncio.Task[None]] = set()
+        self._connections: set[_Connection] = set()
 
     async def __aenter__(self) -> Self:
         self._listener = self._make_socket()
@@ -321,10 +323,10 @@ class Line:
 
     async def drop(self) -> None:
         """Close all connections."""
-        running = list(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        while self._running:
+            for connection in self._connections:
+                connection.drop()
+            await asyncio.wait(self._running, timeout=0.05)  # one that is just being made is dropped the next time
 
     def _make_socket(self) -> socket.socket:
         is_unix = isinstance(self._target, Path)
@@ -353,4 +355,7 @@ class Line:
             near.close()
             far.close()
             raise
-        await _Connection(self, near, far).run()
+        connection = _Connection(self, near, far)
+        self._connections.add(connection)
+        await connection.run()
+        self._connections.remove(connection)

@@ -155,8 +155,8 @@ class Exchange:
                     client.deadline = client.gateway.plane.now + self._answer_s
                     if chunked:
                         out += LAST_CHUNK
-                if out:
-                    upstream.send(out)
+                if out and not self._push(out):
+                    return
                 if self._body_taken:
                     client.look_ahead()
                     return
@@ -165,9 +165,16 @@ class Exchange:
         except Refusal as refusal:
             self.fail(refusal)
         except OSError:
-            self._body = None  # it takes no more; its answer may still come
-            upstream.readable = True
-            self.on_readable(upstream)
+            client.close()
+
+    def _push(self, out: bytes) -> bool:
+        """Send to the upstream; return whether it takes more of the request. Its answer may come in any case."""
+        try:
+            self._upstream.send(out)
+        except OSError:
+            self.on_broken(self._upstream)
+            return False
+        return True
 
     # events of the upstream
 

@@ -12,12 +12,11 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 from faults import Delayed, HalfClosed, Honest, Line, Reset, Silent, Slow, Split, Stalled, Torn, Vice
-from frames import BINARY, UPGRADE, make_frame
+from frames import BINARY, UPGRADE, make_close, make_frame
 from gateway_rig import KEY, SESSION, App, Handler, Json, Rig, connect_app, read_request, until
 
 from portico.gateway.limits import Limits
@@ -164,13 +163,15 @@ def terminal_frame(kind: bytes, payload: bytes) -> bytes:
 HTTP = {"kind": "http", "key": SESSION, "prefix": f"/s/{SESSION}/", "cache_s": 0}
 STREAM = {"kind": "stream", "view_only": False}
 STARTED = terminal_frame(b"s", bytes(16))
-CHUNKED = REQUEST + b"Transfer-Encoding: chunked\r\n\r\n" + b"5f\r\n%b\r\n5f;x\r\n%b\r\n0\r\n\r\n" % (BODY[:95], BODY[95:])
+CHUNKED = (
+    REQUEST + b"Transfer-Encoding: chunked\r\n\r\n" + b"5f\r\n%b\r\n5f;x\r\n%b\r\n0\r\n\r\n" % (BODY[:95], BODY[95:])
+)
 POST = REQUEST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 GREETING = b"RFB 003.008\n"
 
 TRAFFIC = {
     "exchange": Traffic(HTTP, mirror, ((POST, 200, BODY),), read_answers),
-    "again": Traffic(HTTP, mirror, ((POST, 200, BODY), (CHUNKED, 200, BODY * 2)), read_answers),
+    "again": Traffic({**HTTP, "cache_s": 60}, mirror, ((POST, 200, BODY), (CHUNKED, 200, BODY * 2)), read_answers),
     "websocket": Traffic(HTTP, switch, ((UPGRADE, 101, b""), (send_frame(BODY), 101, send_frame(BODY))), read_answers),
     "rfb": Traffic(
         {**STREAM, "protocol": "rfb", "clipboard": {"in": 1000}},
@@ -229,6 +230,8 @@ class Visitor:
                 if self.has_ended:
                     assert payload.startswith(heard.payload) or heard.status >= 400, "what came is not what was sent"
                     return str(heard.code or (heard.status if heard.status >= 400 else "cut"))
+                if heard.code:
+                    self._writer.write(make_close())
                 self._news.clear()
                 await self._news.wait()
         return "whole"
