@@ -11,7 +11,7 @@ import contextlib
 import random
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -39,6 +39,9 @@ class Honest:
         while data := await pipe.take():
             await pipe.give(data)
         pipe.finish()
+
+
+HONEST = Honest()
 
 
 @dataclass(frozen=True)
@@ -99,14 +102,16 @@ class Silent:
 
 @dataclass(frozen=True)
 class Stalled:
-    """Reads nothing behind the first ``after`` bytes: whoever speaks on is stopped by back-pressure."""
+    """Reads nothing behind the first ``after`` bytes, ``until`` it may: back-pressure stops whoever speaks on."""
 
     after: int = 0
+    until: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
 
     async def carry(self, pipe: Pipe) -> None:
         if await pipe.carry(self.after):
             pipe.strike()
-            await pipe.stay()
+            await self.until.wait()
+            await HONEST.carry(pipe)
 
 
 @dataclass(frozen=True)
@@ -213,10 +218,6 @@ class Pipe:
             while await self._loop.sock_recv(self._source, CHUNK_BYTES):
                 pass
 
-    async def stay(self) -> None:
-        """Do nothing, until the line is put down."""
-        await asyncio.Event().wait()
-
     def finish(self) -> None:
         """Say that nothing follows."""
         with contextlib.suppress(OSError):
@@ -289,9 +290,7 @@ class Line:
         buffer_bytes: Receive buffers of TCP, where little is to be on its way.
     """
 
-    def __init__(
-        self, target: Path | int, there: Vice = Honest(), back: Vice = Honest(), *, buffer_bytes: int = 0
-    ) -> None:
+    def __init__(self, target: Path | int, there: Vice = HONEST, back: Vice = HONEST, *, buffer_bytes: int = 0) -> None:
         self.there, self.back = there, back
         self.passed = [0, 0]  # bytes that arrived, there and back, of all connections
         self.struck = asyncio.Event()

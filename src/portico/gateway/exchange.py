@@ -130,9 +130,17 @@ class Exchange:
         """Whether the client's bytes are this request's."""
         return not self._body_taken
 
+    @property
+    def waits_for_body(self) -> bool:
+        """Whether it is the client that does not go on, rather than an upstream that takes nothing."""
+        return self._body is not None and self._upstream.out is None
+
     def pump_body(self) -> None:
         """Send on what has come of the request's body."""
         body, client, upstream = self._body, self._client, self._upstream
+        if client.end.is_broken and upstream.out is not None:  # nothing is read now
+            client.close()
+            return
         try:
             while body is not None and not self._is_over and upstream.out is None:
                 data = client.take()
@@ -152,7 +160,10 @@ class Exchange:
                 out = render_chunk(payload) if chunked and payload else payload
                 if body.done:
                     self._body, self._body_taken = None, True
-                    client.deadline = client.gateway.plane.now + self._answer_s
+                    if self._response is None:
+                        client.deadline = client.gateway.plane.now + self._answer_s
+                    else:
+                        client.deadline = client.never
                     if chunked:
                         out += LAST_CHUNK
                 if out and not self._push(out):

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-from faults import Delayed, HalfClosed, Honest, Line, Reset, Silent, Slow, Split, Stalled, Torn, Vice
+from faults import HONEST, Delayed, HalfClosed, Line, Reset, Silent, Slow, Split, Stalled, Torn, Vice
 from frames import BINARY, UPGRADE, make_close, make_frame
 from gateway_rig import KEY, SESSION, App, Handler, Json, Rig, connect_app, read_request, until
 
+from portico.gateway.client import Client
 from portico.gateway.limits import Limits
 from portico.gateway.websocket import compute_accept
 
@@ -39,6 +41,11 @@ BOUND_S = 20.0
 def no_defect_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     assert not [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
+
+
+async def stop(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 # apps
@@ -131,8 +138,9 @@ def read_stream(data: bytes) -> Heard:
     data, heard.payload = heard.payload, b""
     while len(data) >= 2:
         size, begin = data[1], 2
-        if size == 126:
-            size, begin = int.from_bytes(data[2:4], "big"), 4
+        if size > 125:
+            begin = 4 if size == 126 else 10
+            size = int.from_bytes(data[2:begin], "big")
         payload, whole = data[begin : begin + size], len(data) >= begin + size
         if data[0] == 0x80 | BINARY:
             heard.payload += payload
@@ -202,6 +210,7 @@ class Visitor:
 
     def __init__(self, traffic: Traffic, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._traffic, self._reader, self._writer = traffic, reader, writer
+        self.steps = traffic.steps
         self.received = b""
         self.has_ended = False
         self._news = asyncio.Event()
@@ -219,10 +228,13 @@ class Visitor:
     def heard(self) -> Heard:
         return self._traffic.read(self.received)
 
+    def say(self, data: bytes) -> None:
+        self._writer.write(data)
+
     async def play(self, before_last: Callable[[], None] = lambda: None) -> str:
         """Say all of it; return how it ended: `whole`, the status of a refusal, a close code, or `cut`."""
-        for number, (said, status, payload) in enumerate(self._traffic.steps, 1):
-            if number == len(self._traffic.steps):
+        for number, (said, status, payload) in enumerate(self.steps, 1):
+            if number == len(self.steps):
                 before_last()
             with contextlib.suppress(OSError):
                 self._writer.write(said)
@@ -236,9 +248,13 @@ class Visitor:
                 await self._news.wait()
         return "whole"
 
+    def reset(self) -> None:
+        """Go without a word, and without having read or said all: RST."""
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
     async def leave(self) -> None:
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
+        await stop(self._listening)
         self._writer.transport.abort()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
@@ -268,8 +284,7 @@ class Bystander:
         return self
 
     async def __aexit__(self, *ended: object) -> None:
-        self._talking.cancel()
-        await asyncio.gather(self._talking, return_exceptions=True)
+        await stop(self._talking)
 
     async def goes_on(self, rounds: int = 5) -> None:
         """Wait for so many more echoes."""
@@ -319,6 +334,10 @@ class Scene:
         except TimeoutError:
             assert self.take_stock() == before, "something is left"
 
+    def find_clients(self) -> list[Client]:
+        """Return the connections that are no streams; the bystander's is one."""
+        return [one for one in self.rig.gateway._clients if isinstance(one, Client)]
+
     def take_stock(self) -> dict[str, Any]:
         """Count all that a connection takes."""
         gateway = self.rig.gateway
@@ -336,7 +355,7 @@ class Scene:
             "descriptors": len(os.listdir("/proc/self/fd")),
         }
 
-    async def play(self, there: Vice = Honest(), back: Vice = Honest()) -> str:
+    async def play(self, there: Vice = HONEST, back: Vice = HONEST) -> str:
         """Play the whole traffic on a line with these vices, and return how it ended."""
         self.line.there, self.line.back = there, back
         async with self.visiting() as visitor, asyncio.timeout(BOUND_S):
@@ -463,7 +482,7 @@ def test_a_line_that_hangs_is_given_up(name: str, place: str, direction: str, vi
             assert not playing.done() and not visitor.has_ended
             if name in ("rfb", "pty"):  # pings look after it
                 assert all(math.isfinite(one.deadline) for one in scene.rig.gateway._clients)
-            playing.cancel()
+            await stop(playing)
 
     run(body, TRAFFIC[name], place, Limits(body_stall_s=0.6, app_answer_s=0.6) if expected != "waits" else None)
 
@@ -483,3 +502,156 @@ def test_a_reset_at_every_byte_leaves_nothing(name: str, place: str, direction: 
                 assert ended in ("502", "cut", "1000", "whole"), at
 
     run(body, TRAFFIC[name], place)
+
+
+# back-pressure
+
+MUCH = 8 << 20
+POURED = {
+    "exchange": REQUEST + b"Content-Length: %d\r\n\r\n" % MUCH + bytes(MUCH),
+    "websocket": bytes(MUCH),
+    "rfb": send_frame(RFB_KEY * 8000) * (MUCH // 64_000),
+    "pty": send_frame(bytes(64_000)) * (MUCH // 64_000),
+}
+KEPT_BYTES = 1 << 20
+"""More than one read for either end is never kept."""
+
+
+@contextlib.asynccontextmanager
+async def pouring_in(scene: Scene, name: str) -> AsyncIterator[tuple[Visitor, asyncio.Task[str]]]:
+    """Give the app more than it takes: it stops reading where the last step begins."""
+    before, _ = await scene.measure()
+    scene.line.there = Stalled(before[0])
+    last = (POURED[name], 0, b"never")
+    scene = replace(scene, traffic=replace(scene.traffic, steps=(*scene.traffic.steps[:-1], last)))
+    async with scene.visiting() as visitor:
+        playing = asyncio.create_task(visitor.play())
+        plane = scene.rig.gateway.plane
+        await until(lambda: plane.kept_bytes, BOUND_S, "the gateway keeps what the app does not take")
+        await scene.bystander.goes_on(20)
+        assert 0 < plane.kept_bytes < KEPT_BYTES and not playing.done()
+        yield visitor, playing
+        await stop(playing)
+
+
+@pytest.mark.parametrize("name", POURED)
+def test_a_client_that_resets_is_noticed_although_its_app_reads_nothing(name: str) -> None:
+    async def body(scene: Scene) -> None:
+        async with pouring_in(scene, name) as (visitor, _):
+            visitor.reset()
+            await until(lambda: len(scene.rig.gateway._clients) == 1, BOUND_S, "the bystander is alone")
+            assert scene.rig.gateway.plane.kept_bytes == 0
+
+    run(body, TRAFFIC[name], "app")
+
+
+def test_an_app_that_takes_no_upload_is_to_blame() -> None:
+    async def body(scene: Scene) -> None:
+        async with pouring_in(scene, "exchange") as (_, playing), asyncio.timeout(BOUND_S):
+            assert await playing == "504"
+
+    run(body, TRAFFIC["exchange"], "app", Limits(body_stall_s=0.6))
+
+
+def pour_behind(said: bytes, *, answers: bool) -> Handler:
+    """Return an app that says this and then more than anybody takes."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if answers:
+            await read_request(reader)
+        writer.write(said)
+        for _ in range(MUCH // 65536):
+            writer.write(bytes(65536))
+            await writer.drain()
+
+    return handler
+
+
+POURING = {
+    "exchange": pour_behind(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % MUCH, answers=True),
+    "chunks": pour_behind(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % MUCH, answers=True),
+    "websocket": pour_behind(SWITCHING, answers=True),
+    "rfb": pour_behind(GREETING, answers=False),
+    "pty": pour_behind(b"", answers=False),
+}
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+@pytest.mark.parametrize("name", POURING)
+def test_a_client_that_takes_nothing_costs_little_and_is_given_up(name: str, leaves: bool) -> None:
+    first = TRAFFIC[name if name in TRAFFIC else "exchange"]
+    traffic = replace(first, app=POURING[name], steps=((first.steps[0][0], 0, b"never"),))
+
+    async def body(scene: Scene) -> None:
+        scene.line.back = Stalled(100)
+        async with scene.visiting() as visitor:
+            playing = asyncio.create_task(visitor.play())
+            gateway = scene.rig.gateway
+            await until(lambda: gateway.plane.kept_bytes, BOUND_S, "the gateway keeps what the client does not take")
+            await scene.bystander.goes_on(20)
+            assert 0 < gateway.plane.kept_bytes < KEPT_BYTES
+            if not leaves:  # TCP_USER_TIMEOUT is dead_s
+                await until(lambda: len(gateway._clients) == 1, BOUND_S, "the gateway has given it up")
+                assert gateway.plane.kept_bytes == 0
+                await scene.bystander.goes_on()
+            await stop(playing)
+
+    run(body, traffic, "client", None if leaves else Limits(dead_s=1), buffer_bytes=8192)
+
+
+# what an app says last
+
+
+def test_what_an_app_said_last_arrives_although_its_client_speaks_on() -> None:
+    """A program prints a lot and ends; a key that is pressed meanwhile goes nowhere, and takes nothing away."""
+    scenes: list[Scene] = []
+    said = bytearray()
+
+    async def brief(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not scenes[0].rig.gateway.plane.kept_bytes:
+            writer.write(bytes(4096))
+            said.extend(bytes(4096))
+            await asyncio.sleep(0)
+        last = terminal_frame(b"o", b"done\n") + terminal_frame(b"e", bytes(4))
+        said.extend(last)
+        writer.write(last)
+
+    async def body(scene: Scene) -> None:
+        scenes.append(scene)
+        scene.line.back = stalled = Stalled(100)
+        metrics = scene.rig.gateway.metrics
+        async with scene.visiting() as visitor:
+            visitor.say(visitor.steps[0][0])
+            await until(lambda: said[-5:-4] == b"\4" and not scene.app.open, BOUND_S, "all is said")
+            key = b"a key" * 1000  # longer than what the bystander says meanwhile
+            before = metrics.in_bytes
+            visitor.say(send_frame(key))
+            await until(lambda: metrics.in_bytes >= before + len(key), BOUND_S, "the gateway has read the key")
+            stalled.until.set()
+            await until(lambda: visitor.heard.code, BOUND_S, "the end is told")
+            assert (visitor.heard.code, visitor.heard.payload == bytes(said)) == (1000, True)
+
+    run(body, replace(TRAFFIC["pty"], app=brief, steps=((UPGRADE, 101, b""),)), "client", buffer_bytes=8192)
+
+
+def test_an_answer_that_began_before_its_request_ended_has_time() -> None:
+    has_all = asyncio.Event()
+
+    async def eager(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY[:50])
+        await reader.readexactly(len(BODY))
+        has_all.set()
+        await reader.read()  # silent, until the connection ends
+
+    async def body(scene: Scene) -> None:
+        async with scene.visiting() as visitor:
+            post = visitor.steps[0][0]
+            visitor.say(post[:-50])
+            await until(lambda: visitor.heard.payload == BODY[:50], BOUND_S, "the answer has begun")
+            visitor.say(post[-50:])
+            async with asyncio.timeout(BOUND_S):
+                await has_all.wait()
+            assert [one.deadline for one in scene.find_clients()] == [math.inf]
+
+    run(body, replace(TRAFFIC["exchange"], app=eager), "client")
