@@ -105,7 +105,7 @@ class Stalled:
     """Reads nothing behind the first ``after`` bytes, ``until`` it may: back-pressure stops whoever speaks on."""
 
     after: int = 0
-    until: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    until: asyncio.Event = field(default_factory=asyncio.Event, compare=False, repr=False)
 
     async def carry(self, pipe: Pipe) -> None:
         if await pipe.carry(self.after):
