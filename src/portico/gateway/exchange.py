@@ -138,7 +138,7 @@ class Exchange:
     def pump_body(self) -> None:
         """Send on what has come of the request's body."""
         body, client, upstream = self._body, self._client, self._upstream
-        if client.end.is_broken and upstream.out is not None:  # nothing is read now
+        if client.end.is_broken and (body is None or upstream.out is not None):  # nothing is read now
             client.close()
             return
         try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -197,6 +198,28 @@ def test_a_client_that_resets_is_noticed_although_its_app_reads_nothing(name: st
             assert scene.rig.gateway.plane.kept_bytes == 0
 
     run(body, TRAFFIC[name], "app")
+
+
+def test_a_client_that_resets_is_noticed_although_its_app_has_closed_its_ear() -> None:
+    is_deaf, may_go = asyncio.Event(), asyncio.Event()
+
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        writer.get_extra_info("socket").shutdown(socket.SHUT_RD)  # what it would say may still come
+        is_deaf.set()
+        await may_go.wait()
+
+    async def body(scene: Scene) -> None:
+        async with scene.visiting() as visitor, asyncio.timeout(BOUND_S):
+            visitor.say(visitor.steps[0][0][:-50])
+            await is_deaf.wait()
+            visitor.say(visitor.steps[0][0][-50:-25])
+            await scene.bystander.goes_on(20)
+            visitor.reset()
+            await until(lambda: len(scene.rig.gateway._clients) == 1, BOUND_S, "the bystander is alone")
+            may_go.set()
+
+    run(body, replace(TRAFFIC["exchange"], app=deaf), "client")
 
 
 def test_an_app_that_takes_no_upload_is_to_blame() -> None:
