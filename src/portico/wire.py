@@ -203,6 +203,12 @@ def _unwrap(packet: Packet) -> Packet:
     return Packet(ok if isinstance(ok, dict) else {}, packet.fds)
 
 
+def _close_answer(future: asyncio.Future[Packet]) -> None:
+    """Close the descriptors of an answer that came in the very turn in which it was given up."""
+    if future.done() and not future.cancelled() and future.exception() is None:
+        close_all(future.result().fds)
+
+
 Answer = tuple[Json, Sequence[int]]
 Handler = Callable[[str, Json, list[int]], Awaitable[Answer | None]]
 
@@ -261,7 +267,11 @@ class Channel:
             async with asyncio.timeout(timeout_s):
                 await self._send({"id": request_id, "op": op, "args": args or {}}, fds)
                 return _unwrap(await future)
+        except asyncio.CancelledError:
+            _close_answer(future)
+            raise
         except TimeoutError:
+            _close_answer(future)
             raise Unavailable(f"The {self.name} does not answer.", why=f"{op!r} took over {timeout_s:g} s.") from None
         finally:
             self._pending.pop(request_id, None)

@@ -137,8 +137,8 @@ class Client:
         """End what takes too long."""
         self.deadline = self.never
         if self._exchange is not None:
-            wants = self._exchange.wants_body
-            self._exchange.fail(Refusal(408, "the body stopped coming") if wants else Refusal(504, "no answer in time"))
+            waits = self._exchange.waits_for_body
+            self._exchange.fail(Refusal(408, "the body stopped coming") if waits else Refusal(504, "no answer in time"))
         elif self._buffer and self._task is None and not self._is_last:
             self._refuse(Refusal(408, "the header came too slowly"), None)
         else:
@@ -177,6 +177,8 @@ class Client:
                 self._ended = True
                 if not self._buffer or self._request is None:
                     self.close()
+        if self.end.is_broken:
+            self.close()
 
     def _advance(self) -> None:
         """Serve what is complete."""

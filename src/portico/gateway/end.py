@@ -41,10 +41,14 @@ class End:
     """A socket, owned from now on.
 
     ``readable`` is true while a read may return something; ``out`` is what was not taken yet, or None; ``heard`` is
-    when the other end last gave a sign of life (the plane's time).
+    when the other end last gave a sign of life (the plane's time). ``is_broken`` once the kernel has given it up: for
+    owners that do not read now, and would not learn of it. What it said before may still be there.
     """
 
-    __slots__ = ("_ending", "_fd", "_plane", "_turn", "_waits", "closed", "heard", "out", "owner", "readable", "sock")
+    __slots__ = (
+        *("_ending", "_fd", "_plane", "_turn", "_waits", "closed", "heard", "is_broken", "out", "owner", "readable"),
+        "sock",
+    )
 
     def __init__(self, plane: Plane, sock: socket.socket, owner: Owner) -> None:
         sock.setblocking(False)
@@ -54,7 +58,7 @@ class End:
         self.owner = owner
         self.out: memoryview | None = None
         self.readable = False
-        self.closed = False
+        self.closed = self.is_broken = False
         self.heard = plane.now
         self._turn = 0  # bytes moved since others had theirs
         self._waits = False  # for the next turn
@@ -187,6 +191,8 @@ class End:
             self.readable = True
             if mask & ENDING:
                 self._ending = True
+                if mask & select.EPOLLERR:
+                    self.is_broken = True
             if not self._waits:
                 self._turn = 0
                 self.owner.on_readable(self)

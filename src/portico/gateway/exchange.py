@@ -130,9 +130,17 @@ class Exchange:
         """Whether the client's bytes are this request's."""
         return not self._body_taken
 
+    @property
+    def waits_for_body(self) -> bool:
+        """Whether it is the client that does not go on, rather than an upstream that takes nothing."""
+        return self._body is not None and self._upstream.out is None
+
     def pump_body(self) -> None:
         """Send on what has come of the request's body."""
         body, client, upstream = self._body, self._client, self._upstream
+        if client.end.is_broken and (body is None or upstream.out is not None):  # nothing is read now
+            client.close()
+            return
         try:
             while body is not None and not self._is_over and upstream.out is None:
                 data = client.take()
@@ -152,11 +160,14 @@ class Exchange:
                 out = render_chunk(payload) if chunked and payload else payload
                 if body.done:
                     self._body, self._body_taken = None, True
-                    client.deadline = client.gateway.plane.now + self._answer_s
+                    if self._response is None:
+                        client.deadline = client.gateway.plane.now + self._answer_s
+                    else:
+                        client.deadline = client.never
                     if chunked:
                         out += LAST_CHUNK
-                if out:
-                    upstream.send(out)
+                if out and not self._push(out):
+                    return
                 if self._body_taken:
                     client.look_ahead()
                     return
@@ -165,9 +176,16 @@ class Exchange:
         except Refusal as refusal:
             self.fail(refusal)
         except OSError:
-            self._body = None  # it takes no more; its answer may still come
-            upstream.readable = True
-            self.on_readable(upstream)
+            client.close()
+
+    def _push(self, out: bytes) -> bool:
+        """Send to the upstream; return whether it takes more of the request. Its answer may come in any case."""
+        try:
+            self._upstream.send(out)
+        except OSError:
+            self.on_broken(self._upstream)
+            return False
+        return True
 
     # events of the upstream
 

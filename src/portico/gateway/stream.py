@@ -104,7 +104,10 @@ class Stream:
 
     def on_broken(self, end: End) -> None:
         """End it."""
-        self._on_lost(end)
+        if end is self._app and not self._is_leaving:
+            self._hear_out()
+        else:
+            self._on_lost(end)
 
     def _on_lost(self, end: End) -> None:
         if end is self._app and self._is_leaving:
@@ -118,6 +121,9 @@ class Stream:
 
     def _carry_in(self) -> None:
         client, app = self._client, self._app
+        if client.is_broken and app.out is not None and not self._is_leaving:  # nothing is read now
+            self.close()
+            return
         while client.readable and (self._is_closing or app.out is None) and not self._is_leaving:
             data = client.recv(READ_BYTES)
             if data is None:
@@ -152,8 +158,16 @@ class Stream:
     def _write(self, data: bytes) -> None:
         try:
             self._app.send(data)
+        except (BrokenPipeError, ConnectionResetError):
+            self._hear_out()
         except OSError:
             self.end(ws.NORMAL, "the app has ended")
+
+    def _hear_out(self) -> None:
+        """Let the client have what an app that takes no more has said before, and then its end."""
+        self._app.drop_kept()
+        self._app.readable = True
+        self.on_readable(self._app)
 
     def _on_close(self) -> None:
         """Answer the client's close frame, or take it as the answer to ours; either way it is over (7.1.1)."""

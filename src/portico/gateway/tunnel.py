@@ -53,6 +53,9 @@ class Tunnel:
 
     def on_readable(self, end: End) -> None:
         """Carry on."""
+        if end is self._client and end.is_broken and (self._in.is_over or self._app.out is not None):
+            self.close()  # nothing is read now
+            return
         self._carry(self._in if end is self._client else self._out)
 
     def on_writable(self, end: End) -> None:

@@ -239,3 +239,28 @@ def test_listen_has_its_mode_at_once(tmp_path: Any) -> None:
         assert os.stat(path).st_mode & 0o777 == 0o600
     with wire.listen(path, 0o666):  # replaces the stale one
         assert os.stat(path).st_mode & 0o777 == 0o666
+
+
+def test_an_answer_that_comes_as_its_asker_is_cancelled_leaves_no_descriptor() -> None:
+    async def main() -> None:
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        asking, answering = wire.Channel(left), wire.Channel(right, give)
+        take = asking._take
+
+        def take_and_cancel(packet: wire.Packet) -> None:
+            take(packet)
+            task.cancel()  # the answer is there, and nobody has woken yet
+
+        asking._take = take_and_cancel  # type: ignore[method-assign]
+        before = count_fds()
+        task = asyncio.create_task(asking.ask("give"))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert count_fds() == before
+        asking.close()
+        answering.close()
+
+    async def give(op: str, args: dict[str, Any], fds: list[int]) -> wire.Answer:
+        return {}, [os.open("/dev/null", os.O_RDONLY)]
+
+    asyncio.run(main())

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from faults import HONEST, Line, Reset
 from gateway_rig import SESSION, App, Portal, Raw, Rig, answering, echo_bytes, read_request, until
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -146,6 +147,44 @@ def test_plain_http_and_noise_on_a_tls_port_disturb_nobody(certificate: tuple[st
         async with tls_raw(rig, context) as raw:
             raw.send(b"GET / HTTP/1.1\r\nHost: HOST\r\n\r\n")
             assert (await raw.answer()).status == 200
+
+    run_tls(certificate, body)
+
+
+@pytest.mark.parametrize("turns", [0, 20])
+def test_a_tls_connection_that_breaks_at_any_byte_leaves_nothing(certificate: tuple[str, str], turns: int) -> None:
+    page = b"GET / HTTP/1.1\r\nHost: HOST\r\n\r\n"
+
+    async def body(rig: Rig, context: ssl.SSLContext) -> None:
+        async def try_once(line: Line) -> bool:
+            with contextlib.suppress(OSError):
+                reader, writer = await asyncio.open_connection(
+                    "127.0.0.1", line.port, ssl=context, server_hostname="localhost"
+                )
+                raw = Raw(reader, writer, f"localhost:{rig.port}")
+                try:
+                    raw.send(page)
+                    return (await raw.answer()).status == 200
+                except asyncio.IncompleteReadError:
+                    return False
+                finally:
+                    await raw.close()
+            return False
+
+        async with tls_raw(rig, context) as other, Line(rig.port) as line:
+            assert await try_once(line)
+            await line.drop()
+            there, back = line.passed
+            for direction, size in (("there", there), ("back", back)):
+                for at in range(size):
+                    line.there = line.back = HONEST
+                    setattr(line, direction, Reset(at, turns))
+                    await try_once(line)
+                    await line.drop()
+                    await until(lambda: len(rig.gateway._clients) == 1, what="all but the other are gone")
+                    assert len(rig.gateway.plane._served) <= 5  # listeners, the other, and a connection to the portal
+            other.send(page)
+            assert (await other.answer()).status == 200
 
     run_tls(certificate, body)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from portico import wire
@@ -388,6 +388,7 @@ def test_lines_are_found_wherever_they_are_cut(data: bytes, step: int) -> None:
     assert read([data[at : at + step] for at in range(0, len(data), step)]) == (read([data]) if data else None)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["hello", "session", "token", "node", "stream", "x"]), st.one_of(
     st.integers(), st.text(max_size=40), st.none(), st.just(SESSION), st.just(1), st.lists(st.integers()))))  # fmt: skip
 def test_a_first_line_is_understood_or_refused(message: dict[str, Any]) -> None:
