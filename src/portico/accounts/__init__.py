@@ -3,5 +3,6 @@
 from portico.accounts.accounts import ROOT, Accounts
 from portico.accounts.permissions import Permission, may, require
 from portico.accounts.posix import PosixAccounts
+from portico.accounts.ssh_keys import SshKeys
 
-__all__ = ["ROOT", "Accounts", "Permission", "PosixAccounts", "may", "require"]
+__all__ = ["ROOT", "Accounts", "Permission", "PosixAccounts", "SshKeys", "may", "require"]

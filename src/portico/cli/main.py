@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from portico.cli import demo, jobs, people, service, show, work
+from portico.cli import demo, jobs, keys, people, service, show, work
 from portico.cli.client import Target, check_url
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(people.user, name="user")
 app.add_typer(work.session, name="session")
 app.add_typer(work.app, name="app")
 app.add_typer(people.token, name="token")
+app.add_typer(keys.keys, name="keys")
 app.add_typer(jobs.job, name="job")
 app.add_typer(demo.cluster, name="cluster")
 app.command("audit")(people.read_audit)

@@ -27,7 +27,7 @@ class Group:
 
 
 GROUPS: Final = (
-    Group("Portico itself", ("python3-venv", "ca-certificates", "passwd"), essential=True),
+    Group("Portico itself", ("python3-venv", "ca-certificates", "passwd", "openssh-client"), essential=True),
     Group(
         "desktops",
         ("tigervnc-standalone-server", "xauth", "x11-xserver-utils", "dbus-x11", "fonts-dejavu-core", "procps"),
@@ -44,7 +44,10 @@ GROUPS: Final = (
 )  # fmt: skip
 
 NODE: Final = Group("the pages' scripts, while installing", ("nodejs", "npm"))
-TEST: Final = Group("the tests", ("chromium", "x11-utils", "xclip", "xdotool", "make", "git", "openssl", "mount"))
+TEST: Final = Group(
+    "the tests",
+    ("chromium", "x11-utils", "xclip", "xdotool", "make", "git", "openssl", "mount", "putty-tools"),
+)
 SLURM: Final = Group(
     "the demo cluster",
     (

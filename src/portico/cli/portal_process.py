@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from portico.accounts import ROOT, Accounts
+from portico.accounts import ROOT, Accounts, SshKeys
 from portico.accounts.ssh_entry import SshEntry
 from portico.cli.relay_files import read_certificate, read_secret
 from portico.config import ClusterConfig, Config
@@ -96,7 +96,7 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
             for one in config.clusters
         ]
     catalog = Catalog([find_catalog(), *(Path(folder) for folder in config.catalog_dirs)], Path(config.install_dir))
-    accounts = Accounts(store, config, machine)
+    accounts, ssh_keys = Accounts(store, config, machine), SshKeys(store, config, machine)
     sessions = Sessions(store, config, catalog, machine, places)
     doors = Doors(store, config, accounts, sessions.connect)
     templates = Templates([Path(folder) for folder in config.job_template_dirs])
@@ -108,7 +108,7 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:
-        await serve(config, accounts, sessions, doors, jobs, listeners, relays, ssh)
+        await serve(config, accounts, sessions, doors, jobs, ssh_keys, listeners, relays, ssh)
     finally:
         machine.close()
         store.close()

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from portico import wire
-from portico.accounts import Accounts
+from portico.accounts import Accounts, SshKeys
 from portico.config import Config
 from portico.errors import NotFound, PorticoError
 from portico.jobs import Jobs
@@ -160,6 +160,7 @@ async def serve(
     sessions: Sessions,
     doors: Doors,
     jobs: Jobs,
+    ssh_keys: SshKeys,
     listeners: Mapping[str, socket.socket],
     relays: Relays | None = None,
     ssh: SshDoor | None = None,
@@ -172,11 +173,12 @@ async def serve(
         sessions: What they run; its keeper runs here.
         doors: What gateways ask.
         jobs: People's own jobs on clusters.
+        ssh_keys: People's public keys.
         listeners: ``portal``, ``api``, ``routes``, ``relays`` and ``ssh``.
         relays: What the rendezvous asks, where there is one.
         ssh: What sshd and its users ask.
     """
-    app: FastAPI = create_app(accounts, sessions, doors, jobs, config)
+    app: FastAPI = create_app(accounts, sessions, doors, jobs, ssh_keys, config)
     feeds: Feeds = app.state.context.feeds
     gateways = Gateways(doors, feeds)
 
@@ -185,7 +187,7 @@ async def serve(
         if ssh is not None:
             ssh.cut_soon(tags)
 
-    accounts.on_cut = sessions.on_cut = cut
+    accounts.on_cut = ssh_keys.on_cut = sessions.on_cut = cut
     metrics = app.state.context.metrics
     metrics.ask_gateways = gateways.ask_metrics
     protocol = type("Protocol", (PortalProtocol,), {"api_path": listeners["api"].getsockname()})

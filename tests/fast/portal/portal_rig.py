@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import secrets
 import socket
@@ -15,7 +16,7 @@ from typing import Any, TypeVar, cast
 import httpx
 from table_cluster import FilesRunner, make_cluster
 
-from portico.accounts import Accounts
+from portico.accounts import Accounts, SshKeys
 from portico.accounts.passwords import hash_token
 from portico.config import Config
 from portico.errors import NotFound
@@ -46,6 +47,12 @@ APPS = {
     "absent": 'name = "Absent"\nsummary = "Not here."\nreach = "http"\n'
     'install = "apt-get install no-such-program"\n[needs]\nprograms = ["no-such-program-at-all"]\n',
 }
+
+
+def make_key(comment: str = "") -> str:
+    """Return a new public key; nobody has its private half."""
+    blob = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + os.urandom(32)
+    return f"ssh-ed25519 {base64.b64encode(blob).decode()} {comment}"
 
 
 class StandInMachine:
@@ -138,6 +145,7 @@ class World:
         self.catalog = Catalog([folder / "catalog"], folder / "install")
         self.scheduler = LocalScheduler(folder / "state/local", self.machine, Capacity(10_000, 10**14))
         self.accounts = Accounts(self.store, self.config, self.machine)
+        self.ssh_keys = SshKeys(self.store, self.config, self.machine)
         place = LocalPlace(self.config, machine, self.scheduler, "/usr/bin/python3")
         self.sessions = Sessions(self.store, self.config, self.catalog, machine, [place])
         self.doors = Doors(self.store, self.config, self.accounts, self.sessions.connect)
@@ -146,7 +154,7 @@ class World:
         self.jobs = Jobs(
             Rows(self.store, Changes()), machine, self.files, [place.cluster, cluster], self.sessions.notices
         )
-        self.fastapi = create_app(self.accounts, self.sessions, self.doors, self.jobs, self.config)
+        self.fastapi = create_app(self.accounts, self.sessions, self.doors, self.jobs, self.ssh_keys, self.config)
         self.app = guard(self.fastapi, self.config)
         for name, role in (("root-of-all", Role.ADMIN), ("alice", Role.USER), ("bob", Role.USER), ("carol", Role.USER)):
             self.add_user(name, role)

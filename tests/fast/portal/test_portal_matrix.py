@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from fastapi.routing import iter_route_contexts
-from portal_rig import APPS_ORIGIN, ORIGIN, World
+from portal_rig import APPS_ORIGIN, ORIGIN, World, make_key
 
 from portico.model import NoticeKind, now
 
@@ -67,6 +67,8 @@ ROWS = {
     "POST /account/password": "sign-in bad  bad  bad  bad  sign-in none",  # with a wrong one
     "POST /account/tokens": OWN_PAGE,
     "POST /account/tokens/{token_id}/revoke": "sign-in none ok   none none sign-in none",
+    "POST /account/keys": OWN_PAGE,
+    "POST /account/keys/{key_id}/remove": "sign-in none ok   none none sign-in none",
     "POST /sign-ins/{sign_in_id}/revoke": "sign-in no   ok   no   ok   sign-in none",
     "GET /admin/users": ADMIN_PAGE,
     "POST /admin/users": ADMIN_PAGE,
@@ -125,6 +127,9 @@ ROWS = {
     "GET /api/v1/tokens": OWN_API,
     "POST /api/v1/tokens": "sign-in ok   ok   ok   ok   no      ok",  # a token makes no token
     "DELETE /api/v1/tokens/{token_id}": "sign-in none ok   none none ok      ok",
+    "GET /api/v1/keys": OWN_API,
+    "POST /api/v1/keys": "sign-in ok   ok   ok   ok   no      ok",  # nor does it add a key
+    "DELETE /api/v1/keys/{key_id}": "sign-in none ok   none none ok      ok",
     "GET /api/v1/audit": ADMIN_API,
     "GET /api/v1/metrics": ADMIN_API,  # and for a monitor: test_portal_metrics.py
     "GET /api/v1/events": OWN_API,
@@ -139,6 +144,8 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /sessions/{session_id}/unshare": {"share_id": "{share_id}"},
     "POST /account/password": {"old": "wrong", "new": "y" * 20, "again": "y" * 20},
     "POST /account/tokens": {"label": "new", "days": "1"},
+    "POST /account/keys": {"key": "{new_key}"},
+    "POST /api/v1/keys": {"key": "{new_key}"},
     "POST /admin/users": {"name": "{new_name}"},
     "POST /admin/users/{name}/role": {"role": "admin"},
     "POST /jobs": {"cluster": "demo", "script": "#!/bin/sh\n"},
@@ -185,7 +192,7 @@ def ask_as(world: World, row: str, who: str) -> Any:
     app = APPS.get(row, "shell")
     values = {"app_id": app}
     number = next(numbers)
-    values["new_name"] = f"new-{number}"
+    values |= {"new_name": f"new-{number}", "new_key": make_key()}
     if "{session_id}" in path:
         session = world.start("alice", app)
         share = (
@@ -206,6 +213,8 @@ def ask_as(world: World, row: str, who: str) -> Any:
     if "{token_id}" in path:
         world.make_token("alice")
         values["token_id"] = str(max(t["id"] for t in world.accounts.list_api_tokens(world.identify("alice"))))
+    if "{key_id}" in path:
+        values["key_id"] = str(world.run(world.ssh_keys.add(world.identify("alice"), make_key())).id)
     if "{sign_in_id}" in path:
         values["sign_in_id"] = str(world.identify("alice").sign_in_id)
     proof: dict[str, Any] = {}

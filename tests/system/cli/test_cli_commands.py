@@ -102,6 +102,31 @@ def test_a_session_from_start_to_end(portico: RunningPortico) -> None:
     assert "no such session" in gone.stderr
 
 
+def test_a_user_adds_the_key_in_their_home(portico: RunningPortico) -> None:
+    make_account(portico, "alice")
+    name = portico.get_name("alice")
+    entry = pwd.getpwnam(name)
+    ids = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    path = f"{entry.pw_dir}/.ssh/id_ed25519"
+    subprocess.run(["mkdir", "-p", "-m", "700", f"{entry.pw_dir}/.ssh"], check=True, cwd="/", **ids)  # type: ignore[call-overload]
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "made here", "-f", path]
+    subprocess.run(command, check=True, cwd="/", **ids)  # type: ignore[call-overload]
+    done = portico.cli("keys", "add", "--from", "10.1.2.3/8", "--from", "::1", "--days", "30", "--json", user=name)
+    key = json.loads(done.stdout)
+    assert f"Taking {path}.pub." in done.stderr
+    assert (key["label"], key["sources"]) == ("made here", ["10.0.0.0/8", "::1/128"])
+    shown = portico.cli("keys", "list", user=name).stdout
+    assert key["fingerprint"][:20] in shown and "10.0.0.0/8" in shown
+    again = portico.cli("keys", "add", user=name, check=False)
+    assert again.returncode == 1 and "have this key already: made here" in again.stderr
+    private = portico.cli("keys", "add", path, user=name, check=False)
+    assert private.returncode == 1 and "private half" in private.stderr
+    root = portico.cli("keys", "add", f"{path}.pub", check=False)
+    assert root.returncode == 1 and "in person" in root.stderr
+    portico.cli("keys", "remove", str(key["id"]), user=name)
+    assert "no keys" in portico.cli("keys", "list", user=name).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

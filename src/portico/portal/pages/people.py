@@ -10,31 +10,37 @@ from fastapi.responses import HTMLResponse, Response
 
 from portico.accounts import Permission, require
 from portico.errors import Conflict, Invalid, PorticoError
-from portico.model import Identity, Role, SessionState
+from portico.model import Identity, Role, SessionState, now
 from portico.portal.api import remove_with_sessions, render_link
 from portico.portal.context import RowId, get_context, in_thread
 from portico.portal.pages.routers import Text, Who, find_safe_path, router, see
 from portico.portal.pages.work import LIVE
 from portico.portal.rendering import render
+from portico.ssh.keys import KIND_NAMES
 
 
-async def _show_account(request: Request, who: Identity, **values: Any) -> HTMLResponse:
-    accounts = get_context(request).accounts
+async def render_account(request: Request, who: Identity, **values: Any) -> HTMLResponse:
+    """Return the account page; with ``about="keys"``, an error stands beside the keys."""
+    context = get_context(request)
+    accounts = context.accounts
     return render(
         request,
         "account.html",
         who,
         sign_ins=await in_thread(accounts.list_sign_ins, who),
         tokens=await in_thread(accounts.list_api_tokens, who),
-        min_length=get_context(request).config.password_min_length,
-        **values,
+        keys=await in_thread(context.ssh_keys.list_keys, who),
+        key_kinds=KIND_NAMES,
+        at=now(),
+        min_length=context.config.password_min_length,
+        **{"about": "", **values},
     )
 
 
 @router.get("/account")
 async def show_account(request: Request, who: Who) -> Response:
     """Show password, sign-ins and tokens."""
-    return await _show_account(request, who)
+    return await render_account(request, who)
 
 
 @router.post("/account/password")
@@ -45,8 +51,8 @@ async def change_password(request: Request, who: Who, old: Text = "", new: Text 
             raise Invalid("The two new passwords are not the same.", field="again")
         await in_thread(get_context(request).accounts.change_password, who, old, new)
     except PorticoError as error:
-        return await _show_account(request, who, error=error)
-    return await _show_account(request, who, done="Your password is changed. Your other sign-ins have ended.")
+        return await render_account(request, who, error=error)
+    return await render_account(request, who, done="Your password is changed. Your other sign-ins have ended.")
 
 
 @router.post("/account/tokens")
@@ -55,8 +61,8 @@ async def make_token(request: Request, who: Who, label: Text = "", days: Annotat
     try:
         token = await in_thread(get_context(request).accounts.make_api_token, who, label, days)
     except PorticoError as error:
-        return await _show_account(request, who, error=error)
-    return await _show_account(request, who, token=token)
+        return await render_account(request, who, error=error)
+    return await render_account(request, who, token=token)
 
 
 @router.post("/account/tokens/{token_id}/revoke")
