@@ -3,5 +3,6 @@
 from portico.accounts.accounts import ROOT, Accounts
 from portico.accounts.permissions import Permission, may, require
 from portico.accounts.posix import PosixAccounts
+from portico.accounts.ssh_certificates import SshCertificates
 
-__all__ = ["ROOT", "Accounts", "Permission", "PosixAccounts", "may", "require"]
+__all__ = ["ROOT", "Accounts", "Permission", "PosixAccounts", "SshCertificates", "may", "require"]
