@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from portico.accounts import ROOT, Accounts
+from portico.accounts import ROOT, Accounts, SshCertificates
 from portico.cli.relay_files import read_certificate, read_secret
 from portico.config import ClusterConfig, Config
 from portico.errors import NotFound
@@ -28,6 +28,7 @@ from portico.sessions.machine import find_catalog, read_capacity
 from portico.sessions.places import Place
 from portico.sessions.remote_place import RemotePlace
 from portico.sessions.rows import Rows
+from portico.ssh.authority import Authority
 from portico.store import Store
 
 
@@ -87,6 +88,7 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
         ]
     catalog = Catalog([find_catalog(), *(Path(folder) for folder in config.catalog_dirs)], Path(config.install_dir))
     accounts = Accounts(store, config, machine)
+    ssh_certificates = SshCertificates(store, config, Authority(Path(config.state_dir) / "ssh"), machine)
     sessions = Sessions(store, config, catalog, machine, places)
     doors = Doors(store, config, accounts, sessions.connect)
     templates = Templates([Path(folder) for folder in config.job_template_dirs])
@@ -94,7 +96,7 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:
-        await serve(config, accounts, sessions, doors, jobs, listeners, relays)
+        await serve(config, accounts, sessions, doors, jobs, ssh_certificates, listeners, relays)
     finally:
         machine.close()
         store.close()

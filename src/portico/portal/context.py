@@ -10,7 +10,7 @@ from typing import Annotated, ParamSpec, TypeVar
 from fastapi import Request
 from pydantic import Field
 
-from portico.accounts import Accounts
+from portico.accounts import Accounts, SshCertificates
 from portico.config import Config
 from portico.errors import NotSignedIn
 from portico.jobs import Jobs
@@ -37,6 +37,7 @@ class Context:
     sessions: Sessions
     doors: Doors
     jobs: Jobs
+    ssh_certificates: SshCertificates
     version: str
     feeds: Feeds = field(default_factory=Feeds)
     metrics: Metrics = field(default_factory=Metrics)

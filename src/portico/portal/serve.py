@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from portico import wire
-from portico.accounts import Accounts
+from portico.accounts import Accounts, SshCertificates
 from portico.config import Config
 from portico.errors import NotFound, PorticoError
 from portico.jobs import Jobs
@@ -158,6 +158,7 @@ async def serve(
     sessions: Sessions,
     doors: Doors,
     jobs: Jobs,
+    ssh_certificates: SshCertificates,
     listeners: Mapping[str, socket.socket],
     relays: Relays | None = None,
 ) -> None:
@@ -169,13 +170,14 @@ async def serve(
         sessions: What they run; its keeper runs here.
         doors: What gateways ask.
         jobs: People's own jobs on clusters.
+        ssh_certificates: What is signed for people's keys.
         listeners: ``portal``, ``api``, ``routes`` and ``relays``.
         relays: What the rendezvous asks, where there is one.
     """
-    app: FastAPI = create_app(accounts, sessions, doors, jobs, config)
+    app: FastAPI = create_app(accounts, sessions, doors, jobs, ssh_certificates, config)
     feeds: Feeds = app.state.context.feeds
     gateways = Gateways(doors, feeds)
-    accounts.on_cut = sessions.on_cut = gateways.cut_soon
+    accounts.on_cut = ssh_certificates.on_cut = sessions.on_cut = gateways.cut_soon
     metrics = app.state.context.metrics
     metrics.ask_gateways = gateways.ask_metrics
     protocol = type("Protocol", (PortalProtocol,), {"api_path": listeners["api"].getsockname()})

@@ -63,7 +63,15 @@ def run(world: World, test: Callable[[Served], Awaitable[None]]) -> None:
     async def whole() -> None:
         served = Served(world)
         task = asyncio.create_task(
-            serve(world.config, world.accounts, world.sessions, world.doors, world.jobs, served.listeners)
+            serve(
+                world.config,
+                world.accounts,
+                world.sessions,
+                world.doors,
+                world.jobs,
+                world.ssh_certificates,
+                served.listeners,
+            )
         )
         try:
             async with asyncio.timeout(20):

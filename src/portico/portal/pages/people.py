@@ -26,6 +26,7 @@ async def _show_account(request: Request, who: Identity, **values: Any) -> HTMLR
         who,
         sign_ins=await in_thread(accounts.list_sign_ins, who),
         tokens=await in_thread(accounts.list_api_tokens, who),
+        ssh_certificates=await in_thread(get_context(request).ssh_certificates.list_certificates, who),
         min_length=get_context(request).config.password_min_length,
         **values,
     )
