@@ -124,9 +124,8 @@ def _ask_person(client: Client, target: Target, public_key: str, print_url: bool
         try:
             answer: dict[str, Any] = client.ask("POST", "/ssh/login/collect", {"device_code": begun["device_code"]})
         except (TooMany, Unavailable) as error:
-            interval = (
-                max(interval, error.retry_after_s or 0) + 5
-            )  # RFC 8628, 3.5; a portal that starts anew comes back
+            # RFC 8628, 3.5. A portal that starts anew comes back.
+            interval = max(interval, error.retry_after_s or 0) + 5
             continue
         if answer["state"] == "refused":
             raise Forbidden("You refused it in the browser.", hint="Nothing was signed.")
