@@ -78,6 +78,8 @@ class Config:
     )
     ssh_forwarding: str = setting("yes", "TCP forwarding by SSH: yes, loopback (to the machine's own ports), or no.")
     ssh_banner: str = setting("", "File that sshd shows before anybody is let in: the terms of use, say.")
+    ssh_certificate_hours: float = setting(8.0, "An SSH certificate (`portico ssh login`) is good for this long.")
+    ssh_certificate_source: bool = setting(True, "Whether it is good only from the address that asked for it.")
     # accounts
     home_base: str = setting("/home", "Folder in which homes of new accounts are made.")
     uid_min: int = setting(20000, "Lowest uid of accounts that Portico makes or acts for.")
@@ -167,6 +169,8 @@ CLIPBOARD_MOST_KB: Final = 20_000
 """What TigerVNC and noVNC take at all is about as much."""
 
 GATEWAYS_MAX: Final = 64
+CERTIFICATE_HOURS_MAX: Final = 168.0
+"""A week: whoever needs more has a key."""
 CLUSTER_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 
 COMMAND_LINE_ONLY: Final = frozenset({"state_dir", "run_dir", "install_dir", "instance", "multi_user"})
@@ -279,6 +283,11 @@ def _fill_in(config: Config) -> Config:
         raise Invalid("ssh_port must be a port of its own.", field="ssh_port")
     if not 1 <= filled.gateways <= GATEWAYS_MAX:
         raise Invalid(f"The setting gateways must be from 1 to {GATEWAYS_MAX}.", field="gateways")
+    if not 0 < filled.ssh_certificate_hours <= CERTIFICATE_HOURS_MAX:
+        raise Invalid(
+            f"The setting ssh_certificate_hours must be above 0, and {CERTIFICATE_HOURS_MAX:g} at most.",
+            field="ssh_certificate_hours",
+        )
     filled = replace(
         filled,
         public_url=_parse_origin("public_url", filled.public_url),

@@ -3,6 +3,7 @@
 from portico.accounts.accounts import ROOT, Accounts
 from portico.accounts.permissions import Permission, may, require
 from portico.accounts.posix import PosixAccounts
+from portico.accounts.ssh_certificates import SshCertificates
 from portico.accounts.ssh_keys import SshKeys
 
-__all__ = ["ROOT", "Accounts", "Permission", "PosixAccounts", "SshKeys", "may", "require"]
+__all__ = ["ROOT", "Accounts", "Permission", "PosixAccounts", "SshCertificates", "SshKeys", "may", "require"]

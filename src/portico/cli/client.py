@@ -37,6 +37,7 @@ class Client:
 
     Args:
         target: Which one.
+        signs_in: Whether a token is sent to that URL; what is asked before there is any needs none.
 
     Raises:
         Unavailable: The one on this machine is not running.
@@ -44,8 +45,14 @@ class Client:
 
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, signs_in: bool = True) -> None:
         self._target = target
+        if target.url and not signs_in:
+            # The portal takes what comes without a token from its own pages alone (portal/guard.py).
+            self._http = httpx.Client(
+                base_url=target.url, headers={"Origin": str(httpx.URL(target.url))}, timeout=TIMEOUT_S, trust_env=False
+            )
+            return
         if target.url:
             token = read_token(target.url)
             if not token:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from portico.cli import demo, jobs, keys, people, service, show, work
+from portico.cli import demo, jobs, keys, people, service, show, ssh, work
 from portico.cli.client import Target, check_url
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(people.token, name="token")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(jobs.job, name="job")
 app.add_typer(demo.cluster, name="cluster")
+app.add_typer(ssh.ssh, name="ssh")
 app.command("audit")(people.read_audit)
 app.command("whoami")(people.whoami)
 app.command("login")(people.login)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from portico.accounts import ROOT, Accounts, SshKeys
+from portico.accounts import ROOT, Accounts, SshCertificates, SshKeys
 from portico.accounts.ssh_entry import SshEntry
 from portico.cli.relay_files import read_certificate, read_secret
 from portico.config import ClusterConfig, Config
@@ -97,18 +97,19 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
         ]
     catalog = Catalog([find_catalog(), *(Path(folder) for folder in config.catalog_dirs)], Path(config.install_dir))
     accounts, ssh_keys = Accounts(store, config, machine), SshKeys(store, config, machine)
+    authority = Authority(Path(config.state_dir) / "ssh")
+    ssh_certificates = SshCertificates(store, config, authority, machine)
     sessions = Sessions(store, config, catalog, machine, places)
     doors = Doors(store, config, accounts, sessions.connect)
     templates = Templates([Path(folder) for folder in config.job_template_dirs])
     jobs = Jobs(rows, machine, runner, [place.cluster for place in places], sessions.notices, templates)
-    authority = Authority(Path(config.state_dir) / "ssh")
     await asyncio.to_thread(lambda: authority.user_public)  # sshd waits for it
     entry = SshEntry(store, config, machine.end_ssh)
     ssh = SshDoor(config, accounts, entry, SshSessions(sessions, entry, authority, config))
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:
-        await serve(config, accounts, sessions, doors, jobs, ssh_keys, listeners, relays, ssh)
+        await serve(config, accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, listeners, relays, ssh)
     finally:
         machine.close()
         store.close()

@@ -12,12 +12,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from portico.accounts import Accounts, SshKeys
+from portico.accounts import Accounts, SshCertificates, SshKeys
 from portico.config import Config
 from portico.errors import BY_CODE, Invalid, NotFound, NotSignedIn, PorticoError
 from portico.jobs import Jobs
 from portico.model import Identity
-from portico.portal import api, jobs_api, pages, ssh_api
+from portico.portal import api, jobs_api, pages, ssh_api, ssh_login_api
 from portico.portal.context import Context, get_context, identify_browser
 from portico.portal.guard import Guard
 from portico.portal.metrics import Meter
@@ -27,7 +27,13 @@ from portico.sessions import Doors, Sessions
 
 
 def create_app(
-    accounts: Accounts, sessions: Sessions, doors: Doors, jobs: Jobs, ssh_keys: SshKeys, config: Config
+    accounts: Accounts,
+    sessions: Sessions,
+    doors: Doors,
+    jobs: Jobs,
+    ssh_keys: SshKeys,
+    ssh_certificates: SshCertificates,
+    config: Config,
 ) -> FastAPI:
     """Return the application, not yet behind the guard."""
     app = FastAPI(
@@ -40,8 +46,10 @@ def create_app(
         redirect_slashes=False,
     )
     static, assets = Path(__file__).parent / "static", Path(config.install_dir) / "assets"
-    app.state.context = Context(config, accounts, sessions, doors, jobs, ssh_keys, render_version(static, assets))
-    for router in (api.public, api.router, jobs_api.router, ssh_api.router, pages.public, pages.router):
+    version = render_version(static, assets)
+    app.state.context = Context(config, accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, version)
+    routers = [api.public, api.router, jobs_api.router, ssh_api.router, ssh_login_api.public, ssh_login_api.router]
+    for router in (*routers, pages.public, pages.router):
         app.include_router(router)
     app.add_api_route("/api/docs", show_docs, include_in_schema=False)
     root = f"/static/{app.state.context.version}"

@@ -10,7 +10,7 @@ from typing import Annotated, ParamSpec, TypeVar
 from fastapi import Request
 from pydantic import Field
 
-from portico.accounts import Accounts, SshKeys
+from portico.accounts import Accounts, SshCertificates, SshKeys
 from portico.config import Config
 from portico.errors import NotSignedIn
 from portico.jobs import Jobs
@@ -38,6 +38,7 @@ class Context:
     doors: Doors
     jobs: Jobs
     ssh_keys: SshKeys
+    ssh_certificates: SshCertificates
     version: str
     feeds: Feeds = field(default_factory=Feeds)
     metrics: Metrics = field(default_factory=Metrics)

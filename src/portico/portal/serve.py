@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from portico import wire
-from portico.accounts import Accounts, SshKeys
+from portico.accounts import Accounts, SshCertificates, SshKeys
 from portico.config import Config
 from portico.errors import NotFound, PorticoError
 from portico.jobs import Jobs
@@ -161,6 +161,7 @@ async def serve(
     doors: Doors,
     jobs: Jobs,
     ssh_keys: SshKeys,
+    ssh_certificates: SshCertificates,
     listeners: Mapping[str, socket.socket],
     relays: Relays | None = None,
     ssh: SshDoor | None = None,
@@ -174,11 +175,12 @@ async def serve(
         doors: What gateways ask.
         jobs: People's own jobs on clusters.
         ssh_keys: People's public keys.
+        ssh_certificates: What is signed for people's keys.
         listeners: ``portal``, ``api``, ``routes``, ``relays`` and ``ssh``.
         relays: What the rendezvous asks, where there is one.
         ssh: What sshd and its users ask.
     """
-    app: FastAPI = create_app(accounts, sessions, doors, jobs, ssh_keys, config)
+    app: FastAPI = create_app(accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, config)
     feeds: Feeds = app.state.context.feeds
     gateways = Gateways(doors, feeds)
 
@@ -187,7 +189,7 @@ async def serve(
         if ssh is not None:
             ssh.cut_soon(tags)
 
-    accounts.on_cut = ssh_keys.on_cut = sessions.on_cut = cut
+    accounts.on_cut = ssh_keys.on_cut = ssh_certificates.on_cut = sessions.on_cut = cut
     metrics = app.state.context.metrics
     metrics.ask_gateways = gateways.ask_metrics
     protocol = type("Protocol", (PortalProtocol,), {"api_path": listeners["api"].getsockname()})

@@ -174,7 +174,7 @@ class Authority:
         ca_fingerprint = compute_fingerprint(self._read_public(ca).split(" ")[1])
         with tempfile.TemporaryDirectory(prefix="portico-sign-") as folder:  # 0700
             public = Path(folder) / "key.pub"
-            public.write_text(f"{kind} {body}\n")
+            public.write_text(f"{kind} {body} {key_id}\n")  # its comment is the certificate's too
             validity = f"{begin.strftime(_TIME)}:{end.strftime(_TIME)}"
             _run_keygen(
                 "-q", "-s", str(self._folder / ca), "-I", key_id, "-n", ",".join(principals), "-z", str(serial),
@@ -233,9 +233,10 @@ def read_certificate(text: str) -> Listing:
         Invalid: It is none.
         Unavailable: ssh-keygen is not there, or failed.
     """
-    if "\n" in text.strip() or not text.isprintable():
+    line = text.strip()
+    if not line.isprintable():
         raise Invalid("This is not a certificate.")
-    return parse_listing(_run_keygen("-L", "-f", "-", given=f"{text.strip()}\n"))
+    return parse_listing(_run_keygen("-L", "-f", "-", given=f"{line}\n"))
 
 
 def parse_listing(text: str) -> Listing:

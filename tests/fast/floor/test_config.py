@@ -44,6 +44,8 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ("trusted_proxies = ['localhost']", "neither an address nor a network"),
         ("trusted_proxies = ['10.0.0.0/99']", "neither an address nor a network"),
         ("gateways = 0", "from 1 to 64"),
+        ("ssh_certificate_hours = 0", "above 0, and 168 at most"),
+        ("ssh_certificate_hours = 169", "above 0, and 168 at most"),
         ("gateways = 65", "from 1 to 64"),
         ("apps_url = 'https://apps.example.org'", "must begin with http://"),
         ("apps_url = 'http://localhost:8000'", "origin of their own"),

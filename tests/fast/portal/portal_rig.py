@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import httpx
 from table_cluster import FilesRunner, make_cluster
 
-from portico.accounts import Accounts, SshKeys
+from portico.accounts import Accounts, SshCertificates, SshKeys
 from portico.accounts.passwords import hash_token
 from portico.config import Config
 from portico.errors import NotFound
@@ -29,6 +29,7 @@ from portico.sessions import BrokerMachine, Catalog, Doors, Sessions
 from portico.sessions.changes import Changes
 from portico.sessions.local_place import LocalPlace
 from portico.sessions.rows import Rows
+from portico.ssh.authority import Authority
 from portico.store import Store
 from portico.wire import Packet
 
@@ -37,6 +38,7 @@ T = TypeVar("T")
 ORIGIN = "http://localhost:8000"
 APPS_ORIGIN = "http://localhost:8001"
 PASSWORD = "correct horse battery staple"
+SSH_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAICz1EdICzNHmEqF7Z0XG6MSvSbgIcCW7Iw7EINrDsDuR alice@laptop"
 UIDS = {20001: "alice", 20002: "bob"}
 
 APPS = {
@@ -154,7 +156,10 @@ class World:
         self.jobs = Jobs(
             Rows(self.store, Changes()), machine, self.files, [place.cluster, cluster], self.sessions.notices
         )
-        self.fastapi = create_app(self.accounts, self.sessions, self.doors, self.jobs, self.ssh_keys, self.config)
+        self.ssh_certificates = SshCertificates(self.store, self.config, Authority(folder / "state/ssh"), self.machine)
+        self.fastapi = create_app(
+            self.accounts, self.sessions, self.doors, self.jobs, self.ssh_keys, self.ssh_certificates, self.config
+        )
         self.app = guard(self.fastapi, self.config)
         for name, role in (("root-of-all", Role.ADMIN), ("alice", Role.USER), ("bob", Role.USER), ("carol", Role.USER)):
             self.add_user(name, role)
@@ -206,6 +211,16 @@ class World:
     def make_token(self, name: str) -> str:
         """Return a new API token."""
         return self.accounts.make_api_token(self.identify(name), "test", 1)
+
+    def sign_ssh(self, name: str) -> int:
+        """Return the serial number of a new SSH certificate, of which its user has no other."""
+        who = self.identify(name)
+        for old in self.ssh_certificates.list_certificates(who):
+            self.ssh_certificates.revoke(who, old.serial)
+        begun = self.ssh_certificates.begin(SSH_KEY, "192.0.2.7")
+        row = self.run(self.ssh_certificates.confirm(who, begun.user_code))
+        self.ssh_certificates.collect(begun.device_code)
+        return row.serial
 
     # sessions
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from fastapi.routing import iter_route_contexts
-from portal_rig import APPS_ORIGIN, ORIGIN, World, make_key
+from portal_rig import APPS_ORIGIN, ORIGIN, SSH_KEY, World, make_key
 
 from portico.model import NoticeKind, now
 
@@ -69,6 +69,11 @@ ROWS = {
     "POST /account/tokens/{token_id}/revoke": "sign-in none ok   none none sign-in none",
     "POST /account/keys": OWN_PAGE,
     "POST /account/keys/{key_id}/remove": "sign-in none ok   none none sign-in none",
+    "POST /account/ssh-certificates/{serial}/revoke": "sign-in none ok   none none sign-in none",
+    "GET /ssh-login": OWN_PAGE,
+    "POST /ssh-login": OWN_PAGE,  # whoever has the code may see what it is for
+    "POST /ssh-login/confirm": OWN_PAGE,
+    "POST /ssh-login/refuse": OWN_PAGE,
     "POST /sign-ins/{sign_in_id}/revoke": "sign-in no   ok   no   ok   sign-in none",
     "GET /admin/users": ADMIN_PAGE,
     "POST /admin/users": ADMIN_PAGE,
@@ -130,6 +135,11 @@ ROWS = {
     "GET /api/v1/keys": OWN_API,
     "POST /api/v1/keys": "sign-in ok   ok   ok   ok   no      ok",  # nor does it add a key
     "DELETE /api/v1/keys/{key_id}": "sign-in none ok   none none ok      ok",
+    "POST /api/v1/ssh/login": "ok      ok   ok   ok   ok   ok      ok",
+    "POST /api/v1/ssh/login/collect": "ok      ok   ok   ok   ok   ok      ok",
+    "GET /api/v1/ssh/trust": "ok      ok   ok   ok   ok   ok      ok",
+    "GET /api/v1/ssh/certificates": OWN_API,
+    "DELETE /api/v1/ssh/certificates/{serial}": "sign-in none ok   none none ok      ok",
     "GET /api/v1/audit": ADMIN_API,
     "GET /api/v1/metrics": ADMIN_API,  # and for a monitor: test_portal_metrics.py
     "GET /api/v1/events": OWN_API,
@@ -157,6 +167,11 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /api/v1/sessions/{session_id}/shares": {"viewer_name": "bob"},
     "POST /api/v1/users": {"name": "{new_name}"},
     "PATCH /api/v1/users/{name}": {"role": "admin"},
+    "POST /ssh-login": {"user_code": "{user_code}"},
+    "POST /ssh-login/confirm": {"user_code": "{user_code}"},
+    "POST /ssh-login/refuse": {"user_code": "{user_code}"},
+    "POST /api/v1/ssh/login": {"public_key": SSH_KEY},
+    "POST /api/v1/ssh/login/collect": {"device_code": "nothing"},
     "POST /api/v1/tokens": {"label": "new", "days": "1"},
 }
 APPS = {"POST /sessions/{session_id}/connect": "book", "GET /apps/{app_id}/icon": "book"}
@@ -217,6 +232,10 @@ def ask_as(world: World, row: str, who: str) -> Any:
         values["key_id"] = str(world.run(world.ssh_keys.add(world.identify("alice"), make_key())).id)
     if "{sign_in_id}" in path:
         values["sign_in_id"] = str(world.identify("alice").sign_in_id)
+    if "{serial}" in path:
+        values["serial"] = str(world.sign_ssh("alice"))
+    if path.startswith("/ssh-login"):
+        values["user_code"] = world.ssh_certificates.begin(SSH_KEY, f"2001:db8:{number:x}::1").user_code
     proof: dict[str, Any] = {}
     if who == "token":
         proof["bearer"] = world.make_token("alice")

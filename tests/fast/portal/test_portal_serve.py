@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from portal_rig import ORIGIN, World
+from portal_rig import ORIGIN, SSH_KEY, World
 
 from portico import wire
 from portico.errors import NotFound, Unavailable
@@ -64,7 +64,14 @@ def run(world: World, test: Callable[[Served], Awaitable[None]]) -> None:
         served = Served(world)
         task = asyncio.create_task(
             serve(
-                world.config, world.accounts, world.sessions, world.doors, world.jobs, world.ssh_keys, served.listeners
+                world.config,
+                world.accounts,
+                world.sessions,
+                world.doors,
+                world.jobs,
+                world.ssh_keys,
+                world.ssh_certificates,
+                served.listeners,
             )
         )
         try:
@@ -280,6 +287,7 @@ def test_a_keeper_that_dies_takes_the_portal_with_it(own_world: World, monkeypat
                     own_world.doors,
                     own_world.jobs,
                     own_world.ssh_keys,
+                    own_world.ssh_certificates,
                     served.listeners,
                 )
         for sock in served.listeners.values():
@@ -308,6 +316,7 @@ def test_the_log_has_no_secret(own_world: World, caplog: pytest.LogCaptureFixtur
     caplog.set_level("DEBUG", logger="portico")
     caplog.set_level("INFO", logger="uvicorn")
     cookie, token = own_world.sign_in("alice"), own_world.make_token("alice")
+    codes: list[str] = []
 
     async def test(served: Served) -> None:
         async with served.client("portal", Cookie=f"portico={cookie}") as portal:
@@ -315,10 +324,13 @@ def test_the_log_has_no_secret(own_world: World, caplog: pytest.LogCaptureFixtur
             await portal.post("/sign-in", data={"name": "alice", "password": "planted-secret"})
             await portal.post("/enrol", data={"code": "planted-secret", "password": "planted-secret"})
             await portal.post("/sign-out", headers={"Origin": "null"})
+            begun = (await portal.post("/api/v1/ssh/login", json={"public_key": SSH_KEY})).json()
+            await portal.post("/api/v1/ssh/login/collect", json={"device_code": begun["device_code"]})
+            codes.append(begun["device_code"])
             await portal.get("/api/v1/me", headers={"Authorization": f"Bearer {token}"})
 
     run(own_world, test)
     said = json.dumps([record.getMessage() for record in caplog.records])
     assert "refused POST" in said
-    for secret in (cookie, token, "planted-secret"):
+    for secret in (cookie, token, *codes, "planted-secret"):
         assert secret not in said

@@ -63,7 +63,9 @@ def sign(authority: Authority, key: tuple[str, str], **changes: Any) -> str:
 
 
 def test_a_user_certificate_says_what_was_asked_for(authority: Authority, key: tuple[str, str]) -> None:
-    listing = read_certificate(sign(authority, key, sources=["192.0.2.7/32", "2001:db8::1/128"]))
+    text = sign(authority, key, sources=["192.0.2.7/32", "2001:db8::1/128"])
+    assert text.split()[2:] == ["portico:alice:7"]
+    listing = read_certificate(text)
     assert listing.type == "ssh-ed25519-cert-v01@openssh.com user certificate"
     assert listing.principals == ("alice",)
     assert (listing.serial, listing.key_id) == (7, "portico:alice:7")

@@ -29,6 +29,7 @@ async def render_account(request: Request, who: Identity, **values: Any) -> HTML
         who,
         sign_ins=await in_thread(accounts.list_sign_ins, who),
         tokens=await in_thread(accounts.list_api_tokens, who),
+        ssh_certificates=await in_thread(context.ssh_certificates.list_certificates, who),
         keys=await in_thread(context.ssh_keys.list_keys, who),
         key_kinds=KIND_NAMES,
         at=now(),
