@@ -140,7 +140,7 @@ def test_what_is_no_good_changes_nothing(desk: Desk, more: dict[str, object], fi
 
 def test_neither_a_token_nor_root_adds_a_key(desk: Desk) -> None:
     for who in (replace(desk.alice, via=Via.TOKEN, token_id=3), ROOT):
-        with pytest.raises(Forbidden):
+        with pytest.raises(Forbidden, match="in person"):
             desk.add(who)
     assert desk.add(replace(desk.alice, via=Via.SOCKET)).user_name == "alice"
 

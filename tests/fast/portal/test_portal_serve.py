@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from portal_rig import ORIGIN, SSH_KEY, World
+from portal_rig import ORIGIN, SSH_KEY, World, make_key
 
 from portico import wire
 from portico.errors import NotFound, Unavailable
@@ -166,6 +166,19 @@ def test_cuts_reach_every_gateway_and_the_feeds(own_world: World) -> None:
             assert [line async for line in lines if line] == ["data: 1"], "it is the last"
         first.close()
         second.close()
+
+    run(own_world, test)
+
+
+def test_a_removed_key_is_told_of_as_any_cut(own_world: World) -> None:
+    who = own_world.identify("alice")
+
+    async def test(served: Served) -> None:
+        gateway = await served.connect_gateway()
+        key = await own_world.ssh_keys.add(who, make_key())
+        await asyncio.to_thread(own_world.ssh_keys.remove, who, key.id)
+        await wait_for(lambda: served.cuts == [[f"key:{key.id}"]])
+        gateway.close()
 
     run(own_world, test)
 

@@ -23,7 +23,7 @@ def test_a_key_added_now_works_now_and_one_removed_does_not(alice: SshPerson) ->
     key_id = alice.add_key(label="laptop")
     done = alice.run("id -un; pwd")
     assert done.stdout.split() == [alice.name, f"/home/{alice.name}"] and done.stderr == ""
-    used = wait_until(lambda: next(key for key in alice.list_keys() if key["last_used"]), 10, "last used")
+    used = wait_until(lambda: next((key for key in alice.list_keys() if key["last_used"]), None), 10, "last used")
     assert used["last_address"] == "127.0.0.1" and used["label"] == "laptop"
     alice.remove_key(key_id)
     assert DENIED in alice.run("true").stderr
@@ -33,7 +33,7 @@ def test_removing_a_key_ends_its_live_connections_and_no_others(alice: SshPerson
     second = alice.make_key("second")
     first_id, _ = alice.add_key(), alice.add_key(second)
     bob.add_key()
-    gone = alice.open("echo $$; exec sleep 1000")
+    gone = alice.open("echo $$; exec sleep 1000", options=("-tt",))
     stays = alice.open("echo $$; exec sleep 1000", options=("-o", "IdentityFile=none", "-i", str(second)))
     his = bob.open("echo $$; exec sleep 1000")
     pid = int(read_line(gone))
