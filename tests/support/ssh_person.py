@@ -109,10 +109,12 @@ class SshPerson:
         place = f"{self.name}@{session}.portico" if session else f"{self.name}@127.0.0.1"
         return ["ssh", *self.get_options(key), *way, *options, place, *words]
 
-    def open(self, *words: str, session: str = "", options: tuple[str, ...] = (), **more: Any) -> subprocess.Popen[str]:
+    def open(
+        self, *words: str, session: str = "", key: Path | None = None, options: tuple[str, ...] = (), **more: Any
+    ) -> subprocess.Popen[str]:
         """Begin a command there that is read and written while it runs."""
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        argv = self.get_argv(*words, session=session, options=options)
+        argv = self.get_argv(*words, session=session, key=key, options=options)
         process = subprocess.Popen(argv, text=True, **(pipes | more))
         self._processes.append(process)
         return process
@@ -145,20 +147,31 @@ def read_line(process: subprocess.Popen[str], timeout_s: float = 30) -> str:
     return found[0].rstrip("\n")
 
 
-def wait_for_port(port: int, timeout_s: float = 20) -> None:
-    """Wait until somebody listens on a loopback port.
+def connect(port: int, timeout_s: float = 20) -> socket.socket:
+    """Return a connection to a loopback port, once somebody listens there.
 
     Raises:
         TimeoutError: Nobody does.
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        sock = socket.socket()
+        sock.settimeout(timeout_s)
+        if sock.connect_ex(("127.0.0.1", port)) == 0:
+            return sock
+        sock.close()
         if time.monotonic() > deadline:
             raise TimeoutError(f"nobody listens on {port}")
         time.sleep(0.05)
+
+
+def wait_for_port(port: int, timeout_s: float = 20) -> None:
+    """Wait until somebody listens on a loopback port.
+
+    Raises:
+        TimeoutError: Nobody does.
+    """
+    connect(port, timeout_s).close()
 
 
 def is_running(pid: int) -> bool:

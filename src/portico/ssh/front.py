@@ -88,14 +88,18 @@ def render_config(front: Front) -> str:
 
 
 def render_look_up(front: Front) -> list[str]:
-    """Return the lines that have sshd ask Portico."""
+    """Return the lines that have sshd ask Portico.
+
+    In this order: OpenSSH 9.2 passes over an AuthorizedPrincipalsCommand that comes after an AuthorizedKeysCommand, and
+    a certificate that was taken back would be good until its end.
+    """
     command = " ".join(_check(word) if "/" in word else word for word in front.look_up)
     return [
+        f"AuthorizedPrincipalsCommand {command} principals %u %f %s",
+        f"AuthorizedPrincipalsCommandUser {front.account}",
         f"AuthorizedKeysCommand {command} keys %u %f",
         f"AuthorizedKeysCommandUser {front.account}",
         f"TrustedUserCAKeys {_check(front.user_ca)}",
-        f"AuthorizedPrincipalsCommand {command} principals %u %f %s",
-        f"AuthorizedPrincipalsCommandUser {front.account}",
     ]
 
 

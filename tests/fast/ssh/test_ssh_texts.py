@@ -55,6 +55,7 @@ def test_sshd_understands_it_as_it_is_meant(keys: Path, forwarding: str, tcp: st
     assert found["authenticationmethods"] == ["publickey"] and found["usepam"] == ["yes"]
     assert found["allowtcpforwarding"] == [tcp]
     assert ("127.0.0.1:*" in found["permitopen"][0]) is (forwarding == "loopback")
+    assert found["authorizedprincipalscommand"] == ["/usr/bin/python3 -IS /r/lookup.py /r/ssh.sock principals %u %f %s"]
     assert found["authorizedkeyscommand"] == ["/usr/bin/python3 -IS /r/lookup.py /r/ssh.sock keys %u %f"]
     assert not any(
         weak in found["kexalgorithms"][0] + found["macs"][0] for weak in ("sha1,", "md5", "group1-", "group14")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from running import RunningPortico, wait_until
-from ssh_person import SshPerson, find_free_port, is_running, read_line, wait_for_port
+from ssh_person import SshPerson, connect, find_free_port, is_running, read_line, wait_for_port
 
 pytestmark = pytest.mark.system
 
@@ -34,20 +36,29 @@ def test_removing_a_key_ends_its_live_connections_and_no_others(alice: SshPerson
     first_id, _ = alice.add_key(), alice.add_key(second)
     bob.add_key()
     gone = alice.open("echo $$; exec sleep 1000", options=("-tt",))
-    stays = alice.open("echo $$; exec sleep 1000", options=("-o", "IdentityFile=none", "-i", str(second)))
+    stays = alice.open("echo $$; exec sleep 1000", key=second)
     his = bob.open("echo $$; exec sleep 1000")
     pid = int(read_line(gone))
     read_line(stays), read_line(his)
-    # Which key let the second one in: the first one of those offered, which is alice's first.
     alice.remove_key(first_id)
     assert gone.wait(10) == 255
     wait_until(lambda: not is_running(pid), 10, "the end of what ran in it")
-    assert his.poll() is None
-    bob.house.cli("user", "lock", bob.name)
-    assert his.wait(10) == 255
-    assert DENIED in bob.run("true").stderr
-    bob.house.cli("user", "unlock", bob.name)
-    assert bob.run("echo in").stdout == "in\n"
+    assert his.poll() is None and stays.poll() is None
+
+
+def test_locking_a_user_ends_all_of_theirs(ssh_house: RunningPortico, ssh_port: int) -> None:
+    carol = SshPerson(ssh_house, "carol", ssh_port)
+    try:
+        carol.add_key()
+        live = carol.open("echo in; sleep 1000")
+        assert read_line(live) == "in"
+        ssh_house.cli("user", "lock", carol.name)
+        assert live.wait(10) == 255
+        assert DENIED in carol.run("true").stderr
+        ssh_house.cli("user", "unlock", carol.name)
+        assert carol.run("echo in").stdout == "in\n"
+    finally:
+        carol.close()
 
 
 def test_nobody_comes_in_with_anothers_key_or_as_another(alice: SshPerson, bob: SshPerson) -> None:
@@ -114,8 +125,9 @@ def test_forwarding_both_ways_and_over_a_jump(alice: SshPerson, bob: SshPerson) 
         ' c = s.accept()[0]; c.sendall(b"from there"); c.close()\''
     )
     assert read_line(server) == "1"
-    alice.open("-N" if False else "sleep 1000", options=("-L", f"{here}:127.0.0.1:{there}"))
-    wait_for_port(here)  # takes the server's one connection, if it is quick; the next one is refused then
+    alice.open("sleep 1000", options=("-L", f"{here}:127.0.0.1:{there}"))
+    with connect(here) as sock:
+        assert sock.recv(100) == b"from there"
     back = find_free_port()
     alice.open("sleep 1000", options=("-R", f"{back}:127.0.0.1:{alice.port}"))
     wait_for_port(back)
@@ -202,9 +214,6 @@ def test_connections_live_on_when_all_of_portico_is_killed(alice: SshPerson) -> 
 
 def test_a_portal_that_is_away_lets_nobody_in_and_is_waited_for(alice: SshPerson) -> None:
     alice.add_key()
-    import os
-    import signal
-
     os.kill(alice.house.pids["portal"], signal.SIGKILL)
     assert alice.run("echo in").stdout == "in\n"
 
