@@ -46,7 +46,19 @@ GROUPS: Final = (
 NODE: Final = Group("the pages' scripts, while installing", ("nodejs", "npm"))
 TEST: Final = Group(
     "the tests",
-    ("chromium", "x11-utils", "xclip", "xdotool", "make", "git", "openssl", "mount", "putty-tools"),
+    (
+        "chromium",
+        "x11-utils",
+        "xclip",
+        "xdotool",
+        "make",
+        "git",
+        "openssl",
+        "mount",
+        "putty-tools",
+        "rsync",
+        "tigervnc-viewer",
+    ),
 )
 SLURM: Final = Group(
     "the demo cluster",

@@ -24,6 +24,7 @@ import httpx
 from portico.cli import place, show
 from portico.cli.client import Client, Target
 from portico.cli.programs import STOP_ORDER, Programs, build_programs, concerns_portal, concerns_sshd, keep_fixed
+from portico.cli.sshd_process import find_sshd
 from portico.cli.supervisor import Program, Supervisor, show_on_stderr
 from portico.config import Config
 from portico.errors import PorticoError, Unavailable
@@ -267,6 +268,8 @@ class Service:
             if link:
                 show_on_stderr(f"{self._admin} has no password yet. This link sets it, once, within 7 days:")
                 print(f"  {link}", flush=True)
+        if self._config.ssh_port and find_sshd():
+            show_on_stderr(f"SSH: port {self._config.ssh_port}, with the keys of people's account pages.")
         show_on_stderr("Ctrl-C stops Portico, not the sessions.")
         show_on_stderr("")
 
