@@ -40,7 +40,7 @@ GROUPS: Final = (
         ),
     ),
     Group("Desktop (light)", ("icewm", "xterm")),
-    Group("SSH", ("openssh-server", "openssh-client")),
+    Group("SSH", ("openssh-server",)),
 )  # fmt: skip
 
 NODE: Final = Group("the pages' scripts, while installing", ("nodejs", "npm"))

@@ -216,7 +216,7 @@ class Jobs:
             wanted = replace(wanted, user_name=who.user_name)
         queue, index = await self._read_queue(self.get_cluster(cluster))
         page = index.find_page(wanted, column, descending=descending, offset=offset, limit=limit)
-        partitions = sorted(index.count(JobFilter(user_name=wanted.user_name), lambda job: job.partition))
+        partitions = sorted(index.count(JobFilter(user_name=wanted.user_name), "partition"))
         return JobsPage(page, queue.as_of, queue.trouble, tuple(partitions))
 
     async def list_history(self, who: Identity, cluster: str = "", days: float = 7) -> list[Job]:
@@ -437,7 +437,7 @@ class Jobs:
         _, index = await self._read_queue(self.get_cluster(cluster))
         counts: dict[str, dict[str, int]] = {}
         for state in (JobState.RUNNING, JobState.QUEUED):
-            for name, number in index.count(JobFilter(states=frozenset({state})), lambda job: job.partition).items():
+            for name, number in index.count(JobFilter(states=frozenset({state})), "partition").items():
                 counts.setdefault(name, {"running": 0, "queued": 0})[state.value] = number
         return counts
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final
 
 from portico.schedulers.protocol import Job, JobState
@@ -90,7 +91,8 @@ class JobIndex:
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._jobs = tuple(jobs)
         self._orders: dict[tuple[Column, bool], tuple[Job, ...]] = {}
-        self._texts: dict[str, str] = {}
+        self._texts: dict[str, str] | None = None
+        self._counts: dict[tuple[JobFilter, str], dict[str, int]] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -109,9 +111,12 @@ class JobIndex:
         offset, limit = max(0, offset), max(1, min(limit, PAGE_LIMIT))
         return Page(tuple(found[offset : offset + limit]), len(found), offset)
 
-    def count(self, wanted: JobFilter, what: Callable[[Job], str]) -> dict[str, int]:
-        """Return how many of the filtered jobs have which value, e.g. for ``lambda job: job.partition``."""
-        return dict(Counter(what(job) for job in self._filter(self._jobs, wanted)))
+    def count(self, wanted: JobFilter, name: str) -> dict[str, int]:
+        """Return how many of the filtered jobs have which value of an attribute, e.g. ``partition``."""
+        key = wanted, name
+        if key not in self._counts:
+            self._counts[key] = dict(Counter(map(attrgetter(name), self._filter(self._jobs, wanted))))
+        return self._counts[key]
 
     def _sort(self, column: Column, descending: bool) -> tuple[Job, ...]:
         order = self._orders.get((column, descending))
@@ -124,23 +129,30 @@ class JobIndex:
             order = self._orders[(column, descending)] = tuple([job for _, job in found] + rest)
         return order
 
-    def _filter(self, jobs: Iterable[Job], wanted: JobFilter) -> list[Job]:
-        words = wanted.text.casefold().split()
-        return [
-            job
-            for job in jobs
-            if (wanted.user_name is None or job.user_name == wanted.user_name)
-            and (not wanted.states or job.state in wanted.states)
-            and (not wanted.partition or job.partition == wanted.partition)
-            and (not wanted.account or job.account == wanted.account)
-            and (not wanted.qos or job.qos == wanted.qos)
-            and (wanted.held is None or job.held is wanted.held)
-            and (not words or self._has(job, words))
-        ]
+    def _filter(self, jobs: Sequence[Job], wanted: JobFilter) -> Sequence[Job]:
+        found = jobs
+        # One pass for each condition that is set: most tables have one or two.
+        if wanted.user_name is not None:
+            found = [job for job in found if job.user_name == wanted.user_name]
+        if wanted.states:
+            found = [job for job in found if job.state in wanted.states]
+        for name in ("partition", "account", "qos"):
+            if value := getattr(wanted, name):
+                take = attrgetter(name)
+                found = [job for job in found if take(job) == value]
+        if wanted.held is not None:
+            found = [job for job in found if job.held is wanted.held]
+        if words := wanted.text.casefold().split():
+            texts = self._get_texts()
+            for word in words:
+                found = [job for job in found if word in texts[job.id]]
+        return found
 
-    def _has(self, job: Job, words: list[str]) -> bool:
-        text = self._texts.get(job.id)
-        if text is None:
-            parts = (job.id, job.shown_id, job.name, job.user_name, job.account, job.partition, *job.node_names)
-            text = self._texts[job.id] = "\n".join((*parts, job.word, job.waiting_for, job.detail)).casefold()
-        return all(word in text for word in words)
+    def _get_texts(self) -> dict[str, str]:
+        """Return what is searched of each job, by its id; made when somebody searches."""
+        if self._texts is None:
+            self._texts = {}
+            for job in self._jobs:
+                parts = (job.id, job.shown_id, job.name, job.user_name, job.account, job.partition, *job.node_names)
+                self._texts[job.id] = "\n".join((*parts, job.word, job.waiting_for, job.detail)).casefold()
+        return self._texts
