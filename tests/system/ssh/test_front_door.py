@@ -158,14 +158,38 @@ def test_putty_comes_in_too(alice: SshPerson) -> None:
     assert done.stdout == "putty\n", done.stderr
 
 
-def test_a_certificate_lets_in_until_it_is_taken_back(alice: SshPerson, bob: SshPerson) -> None:
-    public = Path(f"{alice.key}.pub").read_text()
-    http = alice.browser.http
+def get_certificate(person: SshPerson) -> int:
+    """Have a certificate for a person's key beside it; return its serial number."""
+    public, http = Path(f"{person.key}.pub").read_text(), person.browser.http
     begun = http.post("/api/v1/ssh/login", json={"public_key": public}).json()
     answer = http.post("/ssh-login/confirm", data={"user_code": begun["user_code"]})
     assert answer.status_code in (200, 303), answer.text
     got = http.post("/api/v1/ssh/login/collect", json={"device_code": begun["device_code"]}).json()
-    Path(f"{alice.key}-cert.pub").write_text(got["certificate"] + "\n")
+    Path(f"{person.key}-cert.pub").write_text(got["certificate"] + "\n")
+    return int(http.get("/api/v1/ssh/certificates").json()[-1]["serial"])
+
+
+@pytest.mark.parametrize("options", [
+    ["-n", "bob"], ["-n", "alice\\,root"], [], ["-n", "ALICE", "-V", "-2h:-1h"], ["-n", "ALICE", "-V", "+1h:+2h"],
+    ["-n", "ALICE", "-O", "source-address=192.0.2.0/24"], ["-h", "-n", "ALICE"], ["-n", "ALICE", "-O", "critical:other=1"],
+    ["-n", "ALICE", "-z", "999999"],
+])  # fmt: skip
+def test_what_our_own_authority_should_not_have_signed(alice: SshPerson, options: list[str]) -> None:
+    """With the serial number and key of a good one, signed by the real authority: sshd and the portal both look."""
+    serial = get_certificate(alice)
+    assert alice.run("true").returncode == 0
+    words = [word.replace("ALICE", alice.name) for word in options]
+    more = [] if "-z" in words else ["-z", str(serial)]
+    argv = ["ssh-keygen", "-q", "-s", str(alice.house.state_dir / "ssh/user_ca"), "-I", "forged", *more, *words]
+    subprocess.run([*argv, f"{alice.key}.pub"], check=True, timeout=60)
+    assert DENIED in alice.run("true").stderr
+
+
+def test_a_certificate_lets_in_until_it_is_taken_back(alice: SshPerson, bob: SshPerson) -> None:
+    http = alice.browser.http
+    for old in http.get("/api/v1/ssh/certificates").json():
+        http.delete(f"/api/v1/ssh/certificates/{old['serial']}")
+    get_certificate(alice)
     done = alice.run("id -un")
     assert done.stdout.strip() == alice.name, done.stderr
     assert DENIED in bob.run("true", key=alice.key).stderr, "one principal, and it is alice"
