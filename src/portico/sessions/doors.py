@@ -29,6 +29,7 @@ Json = dict[str, Any]
 
 TICKET_LIFE: Final = timedelta(seconds=60)
 CACHE_S: Final = 5
+TOLD_MOST: Final = 10_000
 RETRY_S: Final = 2
 STREAM_PATH: Final = re.compile(r"/(sessions|shared)/([a-z][a-z0-9]{11})/stream\Z")
 APP_PATH: Final = re.compile(r"/s/([a-z][a-z0-9]{11})/")
@@ -75,6 +76,7 @@ class Doors:
         self._accounts = accounts
         self._connect_app = connect_app
         self._clock = clock
+        self._told: dict[str, tuple[Session, datetime]] = {}
 
     async def route(self, request: Json) -> tuple[Json, list[int]]:
         """Answer the gateway's ``route``: where this request goes, with a connected descriptor."""
@@ -99,7 +101,9 @@ class Doors:
         Raises:
             NotFound: The session is not ready any more.
         """
-        session = await self._get(str(key))
+        session, until = self._told.get(key, (None, None))
+        if session is None or until is None or self._clock() >= until:
+            session = await self._get(str(key))
         _require_ready(session)
         if session.reach is not Reach.HTTP:  # each stream asks for itself
             raise NotFound("This app has no pages.")
@@ -162,6 +166,11 @@ class Doors:
     async def _route_app(self, request: Json) -> tuple[Json, list[int]]:
         session, fixed = await self._allow_app(request)
         fd = await self._connect_if(session, lambda: self._allow_app(request))
+        # For as long as the gateway may keep it, unless it is cut: what it asks for meanwhile needs no second look.
+        self._told.pop(session.id, None)
+        self._told[session.id] = session, self._clock() + timedelta(seconds=CACHE_S)
+        while len(self._told) > TOLD_MOST:
+            del self._told[next(iter(self._told))]
         return {"kind": "http", "key": session.id, "prefix": session.base_path, "cache_s": CACHE_S, **fixed}, [fd]
 
     async def _allow_app(self, request: Json) -> tuple[Session, Json]:

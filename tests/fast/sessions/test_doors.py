@@ -197,6 +197,29 @@ def test_ones_own_app(tmp_path: Path) -> None:
     run(test())
 
 
+def test_what_may_be_kept_needs_no_second_look_and_afterwards_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with scene(tmp_path) as at:
+            assert (await at.app().go())["kind"] == "http"
+            looks: list[str] = []
+            get = at.desk.doors._get
+
+            async def look(session_id: str) -> Session:
+                looks.append(session_id)
+                return await get(session_id)
+
+            monkeypatch.setattr(at.desk.doors, "_get", look)
+            os.close(await at.desk.doors.connect(at.pages.id))
+            assert looks == []
+            at.desk.clock.advance(seconds=6)
+            os.close(await at.desk.doors.connect(at.pages.id))
+            assert looks == [at.pages.id]
+
+    run(test())
+
+
 def test_apps_that_are_refused(tmp_path: Path) -> None:
     async def test() -> None:
         async with scene(tmp_path) as at:
