@@ -202,8 +202,6 @@ def open_sockets(config: Config, account: Account) -> dict[str, socket.socket]:
     if not config.apps_domain:
         sockets["listen-apps"] = _listen_tcp(config.bind, config.apps_port, "apps_port")
         ports.append(config.apps_port)
-    if config.ssh_port:  # sshd's own to listen on; whether it can, is said before anything is started
-        _listen_tcp(config.bind, config.ssh_port, "ssh_port").close()
     if config.clusters:  # nodes dial in, wherever browsers do
         sockets["listen-relays"] = _listen_tcp("", config.relay_port, "relay_port")
     if config.bind == "127.0.0.1":
@@ -323,10 +321,24 @@ def copy_tls_files(config: Config, account: Account) -> tuple[str, str]:
     return str(folder / "certificate.pem"), str(folder / "key.pem")
 
 
+def find_reason_without_ssh(config: Config) -> str:
+    """Return why there can be no sshd, for people; empty where there can be one, or none is wanted.
+
+    All else is of use without it: so that is told, and is no reason not to start.
+    """
+    if not config.ssh_port:
+        return ""
+    if find_sshd() is None:
+        return "there is no sshd here (apt-get install openssh-server)"
+    try:
+        _listen_tcp(config.bind, config.ssh_port, "ssh_port").close()
+    except Unavailable as error:
+        return f"{error.message} {error.why} Choose another port: --ssh-port {config.ssh_port + 10}"
+    return ""
+
+
 def check_host(config: Config) -> Iterator[str]:
     """Yield sentences about settings that work, but that an administrator should know of."""
-    if config.ssh_port and find_sshd() is None:
-        yield "SSH is off: there is no sshd here (apt-get install openssh-server)."
     if config.host not in LOOPBACK_HOSTS and config.scheme == "http":
         yield (
             "Passwords and sessions cross the network unencrypted: "

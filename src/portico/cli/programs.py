@@ -15,7 +15,6 @@ from typing import Final
 
 from portico.cli.place import Account
 from portico.cli.process import render_settings
-from portico.cli.sshd_process import find_sshd
 from portico.cli.supervisor import Program
 from portico.config import COMMAND_LINE_ONLY, Config
 
@@ -97,6 +96,6 @@ def build_programs(config: Config, account: Account, sockets: Mapping[str, socke
         portal=Program("portal", (*python, "portal"), own, internal, uid, gid),
         rendezvous=Program("rendezvous", (*python, "rendezvous"), own, dialled, uid, gid) if dialled else None,
         # Without it all else is of use: it is started again and again, and never given up.
-        sshd=Program("sshd", (*python, "sshd"), env, has_siblings=True) if config.ssh_port and find_sshd() else None,
+        sshd=Program("sshd", (*python, "sshd"), env, has_siblings=True) if config.ssh_port else None,
         gateways=gateways,
     )

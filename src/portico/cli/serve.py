@@ -24,7 +24,6 @@ import httpx
 from portico.cli import place, show
 from portico.cli.client import Client, Target
 from portico.cli.programs import STOP_ORDER, Programs, build_programs, concerns_portal, concerns_sshd, keep_fixed
-from portico.cli.sshd_process import find_sshd
 from portico.cli.supervisor import Program, Supervisor, show_on_stderr
 from portico.config import Config
 from portico.errors import PorticoError, Unavailable
@@ -70,6 +69,9 @@ class Service:
         lock.take()
         for sentence in place.check_host(config):
             show.tell(f"Note: {sentence}")
+        if why := place.find_reason_without_ssh(config):
+            show.tell(f"Note: SSH is off: {why}")
+            self._config = config = replace(config, ssh_port=0)
         try:
             self._sockets = place.open_sockets(config, account)
             programs = self._build_programs(account)
@@ -268,7 +270,7 @@ class Service:
             if link:
                 show_on_stderr(f"{self._admin} has no password yet. This link sets it, once, within 7 days:")
                 print(f"  {link}", flush=True)
-        if self._config.ssh_port and find_sshd():
+        if self._config.ssh_port:
             show_on_stderr(f"SSH: port {self._config.ssh_port}, with the keys of people's account pages.")
         show_on_stderr("Ctrl-C stops Portico, not the sessions.")
         show_on_stderr("")

@@ -40,6 +40,7 @@ def up(
         int | None, typer.Option(help="Port of the apps' own origin (port + 1).", min=1, max=65535)
     ] = None,
     apps_domain: Annotated[str | None, typer.Option(help="Wildcard domain for apps.")] = None,
+    ssh_port: Annotated[int | None, typer.Option(help="Port of sshd (2222); 0 for none.", min=0, max=65535)] = None,
     tls_certificate: Annotated[str | None, typer.Option(help="PEM file with the certificate chain.")] = None,
     tls_key: Annotated[str | None, typer.Option(help="PEM file with its private key.")] = None,
     public_url: Annotated[str | None, typer.Option(help="The portal's URL where a front server changes it.")] = None,
@@ -66,6 +67,7 @@ def up(
     def read_config() -> Config:
         return load_config(
             path, host=host, bind=bind, port=port, apps_port=apps_port, apps_domain=apps_domain, gateways=gateways,
+            ssh_port=ssh_port,
             tls_certificate=_absolute(tls_certificate), tls_key=_absolute(tls_key), public_url=public_url,
             state_dir=_absolute(state_dir), run_dir=_absolute(run_dir), install_dir=_absolute(install_dir),
             instance=instance,

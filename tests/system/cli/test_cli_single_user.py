@@ -27,6 +27,9 @@ from running import (
     find_source,
     wait_until,
 )
+from ssh_person import find_free_port, wait_for_port
+
+from portico.cli.sshd_process import find_sshd
 
 pytestmark = [
     pytest.mark.system,
@@ -45,14 +48,38 @@ def carol() -> Iterator[pwd.struct_passwd]:
     subprocess.run(["userdel", "-r", name], check=False, capture_output=True)
 
 
+def try_ssh(person: Person, name: str, port: int, session_id: str, folder: Path) -> None:
+    """Come in by SSH, to the machine and into a session, and be put out again."""
+    key = folder / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    answer = person.http.post("/api/v1/keys", json={"key": Path(f"{key}.pub").read_text()})
+    assert answer.status_code == 201, answer.text
+    ssh = ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR",
+           "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes", "-i", str(key)]  # fmt: skip
+    wait_for_port(port)
+    front = [*ssh, "-p", str(port), f"{name}@127.0.0.1"]
+    done = subprocess.run([*front, "id -un"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == name, done.stderr
+    program = f"/home/{name}/.local/share/portico/run/ssh/connect"
+    way = ["-o", f"ProxyCommand={' '.join(front)} {program} %n"]
+    argv = [*ssh, *way, f"{name}@{session_id}.portico"]
+    done = subprocess.run([*argv, "echo $PORTICO_SESSION"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == session_id, done.stderr
+    with subprocess.Popen([*argv, "echo in; sleep 1000"], stdout=subprocess.PIPE, text=True) as live:
+        assert live.stdout is not None and live.stdout.readline() == "in\n"
+        person.http.delete(f"/api/v1/keys/{answer.json()['id']}")
+        assert live.wait(20) == 255
+
+
 def test_a_person_without_root_is_at_work(carol: pwd.struct_passwd, tmp_path: Path) -> None:
-    port = find_free_ports()[0]
+    port, ssh_port = find_free_ports()[0], find_free_port()
     output = tmp_path / "output"
     env = {"PATH": "/usr/bin:/bin", "HOME": carol.pw_dir, "USER": carol.pw_name, "LANG": "C.UTF-8"} | find_source()
     command = [str(INSTALL_DIR / "venv/bin/portico")]
     with output.open("w") as file:
         process = subprocess.Popen(
-            [*command, "up", "--no-install", "--port", str(port), "--install-dir", str(INSTALL_DIR)], user=carol.pw_uid,
+            [*command, "up", "--no-install", "--port", str(port), "--install-dir", str(INSTALL_DIR), "--ssh-port",
+             str(ssh_port)], user=carol.pw_uid,
             group=carol.pw_gid, extra_groups=[], env=env, cwd=carol.pw_dir, stdin=subprocess.DEVNULL, stdout=file,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
@@ -80,6 +107,8 @@ def test_a_person_without_root_is_at_work(carol: pwd.struct_passwd, tmp_path: Pa
             assert me.returncode == 0, me.stderr
             assert json.loads(me.stdout)["name"] == carol.pw_name
             assert session["id"] in run("session", "list").stdout
+            if find_sshd():
+                try_ssh(person, carol.pw_name, ssh_port, session["id"], tmp_path)
             assert run("session", "stop", session["id"]).returncode == 0
             person.wait(session["id"], "ended")
 
