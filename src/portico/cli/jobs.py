@@ -133,6 +133,10 @@ def submit(
         "error": error, "held": hold, "notify": notify,
     }  # fmt: skip
     made = client.ask("POST", f"{_find_cluster(client, on)}/jobs", {key: one for key, one in wanted.items() if one})
+    _show_submitted(made, as_json)
+
+
+def _show_submitted(made: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show.show(made, True, {})
     elif made["id"]:
@@ -140,6 +144,37 @@ def submit(
         typer.echo(made["id"])
     else:
         show.tell("It is kept, and given to the cluster when that answers again: portico job list")
+
+
+@job.command("again")
+def submit_again(
+    context: typer.Context,
+    id: Id,
+    on: On = "",
+    name: Annotated[str, typer.Option(help="Another name.")] = "",
+    partition: Annotated[str, typer.Option("--partition", "-p", help="Another partition.")] = "",
+    nodes: Annotated[int, typer.Option("--nodes", "-N", help="Another number of nodes.")] = 0,
+    cores: Annotated[float, typer.Option("--cores", "-c", help="Cores for each task.")] = 0,
+    memory_gb: Annotated[float, typer.Option("--memory-gb", help="Memory on each node, GB.")] = 0,
+    hours: Annotated[float, typer.Option(help="Another time limit, hours.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job's script once more, with what it asked for, or with changes."""
+    client = Client(context.obj)
+    path = _find_cluster(client, on)
+    before = client.ask("GET", f"{path}/jobs/{id}")
+    wanted: dict[str, Any] = {
+        "script": client.ask("GET", f"{path}/jobs/{id}/script")["text"],
+        "name": name or ("" if before["name"].startswith("portico-") else before["name"]),
+        "partition": partition or before["partition"],
+        "account": before["account"],
+        "qos": "" if partition else before["qos"],
+        "nodes": nodes or before["nodes"],
+        "cores": cores,
+        "memory_gb": memory_gb,
+        "hours": hours or (before["limit_s"] or 0) / 3600,
+    }
+    _show_submitted(client.ask("POST", f"{path}/jobs", {key: one for key, one in wanted.items() if one}), as_json)
 
 
 @job.command("tail")

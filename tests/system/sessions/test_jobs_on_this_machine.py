@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import subprocess
@@ -308,6 +309,11 @@ def test_pages_and_command_line(house: RunningPortico, alice: Person) -> None:
         os.chmod(script, 0o644)
         name = house.get_name("alice")
         job_id = house.cli("job", "submit", str(script), "--memory-gb", "0.1", user=name).stdout.strip()
+        again = house.cli("job", "again", job_id, "--name", "twice", "--memory-gb", "0.1", user=name).stdout.strip()
+        found = json.loads(house.cli("job", "show", again, "--json", user=name).stdout)
+        assert again != job_id and found["name"] == "twice" and found["limit_s"] == 3600
+        scripts = [house.cli("job", "script", one, user=name).stdout for one in (job_id, again)]
+        assert scripts[0] == scripts[1] == script.read_text()
         wait(alice, job_id, "ended")
         assert "from the command line" in house.cli("job", "tail", job_id, user=name).stdout
         assert job_id in house.cli("job", "history", user=name).stdout
