@@ -94,7 +94,8 @@ def test_bob_reaches_no_socket_of_alice_or_portico(scene: Scene) -> None:
     reached = [line.removeprefix("IN ") for line in done.stdout.splitlines()]
     own = {path for path in sockets if f"/users/{scene.get_uid('bob')}/" in path}
     assert done.returncode == 0
-    assert set(reached) == own | {str(run / "api.sock")}, "his own, and the one that asks the kernel who he is"
+    asking = {str(run / "api.sock"), str(run / "ssh.sock")}
+    assert set(reached) == own | asking, "his own, and those that ask the kernel who he is"
 
 
 def test_bob_finds_nothing_of_alice_in_proc(scene: Scene) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from brokered import wait_for
 from scheduler_places import LocalBatchPlace, LocalPlace, Place, SlurmPlace, make_key
 
 from portico.errors import Conflict, Forbidden, Invalid, NotFound, PorticoError
@@ -72,10 +73,14 @@ def test_ends_with_a_reason(place: Place, body: str, reason: Reason, detail: str
 
 def test_cancel_a_running_job(place: Place) -> None:
     async def test() -> None:
-        mark = place.find_home(place.alice) / "terminated"
-        key = await place.submit(f"trap 'echo yes > {mark}; exit 0' TERM; sleep 1000 & wait")
+        mark, ready = (place.find_home(place.alice) / name for name in ("terminated", "trapped"))
+        key = await place.submit(f"trap 'echo yes > {mark}; exit 0' TERM; touch {ready}; sleep 1000 & wait")
         await place.until_running(key)
-        await asyncio.sleep(0.5)  # that the shell has set its trap can't be seen
+
+        async def is_ready() -> bool:
+            return ready.exists()
+
+        await wait_for(is_ready, 30, "the trap")
         await place.scheduler.cancel(key, Reason.STOPPED_BY_ADMIN)
         status = await place.until_ended(key)
         assert status.reason is Reason.STOPPED_BY_ADMIN
