@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from portico.cli import demo, jobs, people, service, show, work
+from portico.cli import demo, desktop, jobs, people, service, show, ssh_config, work
 from portico.cli.client import Target, check_url
 
 app = typer.Typer(
@@ -25,6 +25,11 @@ app.add_typer(work.app, name="app")
 app.add_typer(people.token, name="token")
 app.add_typer(jobs.job, name="job")
 app.add_typer(demo.cluster, name="cluster")
+app.add_typer(desktop.desktop, name="desktop")
+ssh = typer.Typer(no_args_is_help=True, help="SSH.")
+ssh.command("config")(ssh_config.config)
+ssh.command("drop-in")(ssh_config.drop_in)
+app.add_typer(ssh, name="ssh")
 app.command("audit")(people.read_audit)
 app.command("whoami")(people.whoami)
 app.command("login")(people.login)

@@ -13,11 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from portico.accounts import Accounts
+from portico.accounts.ssh_guide import SshGuide
 from portico.config import Config
 from portico.errors import BY_CODE, Invalid, NotFound, NotSignedIn, PorticoError
 from portico.jobs import Jobs
 from portico.model import Identity
-from portico.portal import api, jobs_api, pages
+from portico.portal import api, jobs_api, pages, ssh_guide_api
 from portico.portal.context import Context, get_context, identify_browser
 from portico.portal.guard import Guard
 from portico.portal.metrics import Meter
@@ -26,7 +27,9 @@ from portico.portal.static_files import CachedFiles, render_version
 from portico.sessions import Doors, Sessions
 
 
-def create_app(accounts: Accounts, sessions: Sessions, doors: Doors, jobs: Jobs, config: Config) -> FastAPI:
+def create_app(
+    accounts: Accounts, sessions: Sessions, doors: Doors, jobs: Jobs, config: Config, guide: SshGuide
+) -> FastAPI:
     """Return the application, not yet behind the guard."""
     app = FastAPI(
         title="Portico",
@@ -38,8 +41,8 @@ def create_app(accounts: Accounts, sessions: Sessions, doors: Doors, jobs: Jobs,
         redirect_slashes=False,
     )
     static, assets = Path(__file__).parent / "static", Path(config.install_dir) / "assets"
-    app.state.context = Context(config, accounts, sessions, doors, jobs, render_version(static, assets))
-    for router in (api.public, api.router, jobs_api.router, pages.public, pages.router):
+    app.state.context = Context(config, accounts, sessions, doors, jobs, render_version(static, assets), guide)
+    for router in (api.public, api.router, jobs_api.router, ssh_guide_api.router, pages.public, pages.router):
         app.include_router(router)
     app.add_api_route("/api/docs", show_docs, include_in_schema=False)
     root = f"/static/{app.state.context.version}"

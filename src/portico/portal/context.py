@@ -11,6 +11,7 @@ from fastapi import Request
 from pydantic import Field
 
 from portico.accounts import Accounts
+from portico.accounts.ssh_guide import SshGuide
 from portico.config import Config
 from portico.errors import NotSignedIn
 from portico.jobs import Jobs
@@ -38,6 +39,7 @@ class Context:
     doors: Doors
     jobs: Jobs
     version: str
+    guide: SshGuide
     feeds: Feeds = field(default_factory=Feeds)
     metrics: Metrics = field(default_factory=Metrics)
 

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from portico import wire
 from portico.accounts import Accounts
+from portico.accounts.ssh_guide import SshGuide
 from portico.config import Config
 from portico.errors import NotFound, PorticoError
 from portico.jobs import Jobs
@@ -163,6 +164,8 @@ async def serve(
     listeners: Mapping[str, socket.socket],
     relays: Relays | None = None,
     ssh: SshDoor | None = None,
+    *,
+    guide: SshGuide,
 ) -> None:
     """Serve until SIGTERM.
 
@@ -175,8 +178,9 @@ async def serve(
         listeners: ``portal``, ``api``, ``routes``, ``relays`` and ``ssh``.
         relays: What the rendezvous asks, where there is one.
         ssh: What sshd and its users ask.
+        guide: Tells people the way in by SSH.
     """
-    app: FastAPI = create_app(accounts, sessions, doors, jobs, config)
+    app: FastAPI = create_app(accounts, sessions, doors, jobs, config, guide)
     feeds: Feeds = app.state.context.feeds
     gateways = Gateways(doors, feeds)
 
