@@ -48,7 +48,7 @@ def open_desktop(
     id: Annotated[str, typer.Argument(metavar="SESSION", help="The session's id, or the app's for the newest of it.")],
     port: Annotated[
         int,
-        typer.Option(help="Listen on this port of localhost, for a viewer that can't take a Unix socket; 0: don't."),
+        typer.Option(help="Listen on this port of localhost, for a viewer that can't take a Unix socket."),
     ] = 0,
     viewer: Annotated[str, typer.Option(help="The viewer's program; by default TigerVNC's.")] = "",
     tunnel: Annotated[bool, typer.Option("--tunnel", help="Start no viewer; hold the tunnel until Ctrl-C.")] = False,
@@ -207,9 +207,7 @@ class Tunnel:
         try:
             while not self._answers():
                 if master.poll() is not None:
-                    raise Unavailable(
-                        f"ssh {self._target} does not get in.", hint=f"Try it: ssh -v {self._target} true"
-                    )
+                    raise Unavailable(f"ssh {self._target} does not get in.", hint=f"Try: ssh -v {self._target} true")
                 time.sleep(0.05)
             yield Way(self._target, self._control, master)
         finally:

@@ -23,7 +23,7 @@ MARK: Final = "# Portico at "
 CERTIFIED: Final = "~/.ssh/portico_ed25519"
 """Where `portico ssh login` puts its key."""
 _HOST: Final = re.compile(r"[A-Za-z0-9:][A-Za-z0-9:._-]{0,252}\Z")
-"""A name or an address. Without % and blanks, which ssh_config(5) reads, and * ? ! and comma, which known_hosts does."""
+"""A name or an address: no % or blank, which ssh_config(5) reads, no * ? ! or comma, which known_hosts does."""
 _PROGRAM: Final = re.compile(r"/[A-Za-z0-9._/@+-]{1,200}\Z")
 _KIND: Final = re.compile(r"[a-z0-9-]{1,40}(@openssh\.com)?\Z")
 _CONFIG_LINE: Final = re.compile(r"\s*include[\s=]+(.*)\Z", re.IGNORECASE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
-import time
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,10 +40,20 @@ class Client:
     def home(self) -> Path:
         return Path(pwd.getpwnam(self.name).pw_dir)
 
+    @property
+    def uid(self) -> int:
+        return pwd.getpwnam(self.name).pw_uid
+
     def options(self, **env: str) -> dict[str, object]:
         entry = pwd.getpwnam(self.name)
         clean = {"HOME": entry.pw_dir, "PATH": "/usr/local/bin:/usr/bin:/bin", "USER": self.name, "LC_ALL": "C.UTF-8"}
-        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": [], "env": clean | env, "cwd": entry.pw_dir}
+        return {
+            "user": entry.pw_uid,
+            "group": entry.pw_gid,
+            "extra_groups": [],
+            "env": clean | env,
+            "cwd": entry.pw_dir,
+        }
 
     def run(self, *argv: str, check: bool = True, **more: object) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -147,16 +159,126 @@ def test_files_go_there_and_back(alice: Client, terminal: str, target: str, tmp_
 # desktops
 
 
+def read_display(uid: int, session_id: str) -> dict[str, str]:
+    """Return the environment of something that runs in a desktop."""
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and folder.stat().st_uid == uid:
+                items = (folder / "environ").read_bytes().split(b"\0")
+                env = dict(item.decode(errors="replace").partition("=")[::2] for item in items)
+                if env.get("PORTICO_SESSION") == session_id and env.get("DISPLAY"):
+                    return {name: env[name] for name in ("DISPLAY", "XAUTHORITY")}
+    return {}
+
+
 @pytest.fixture(scope="module")
 def painted(house: RunningPortico, alice: Client) -> str:
-    """Return the id of a desktop of alice's that is all blue."""
+    """Return the id of a desktop of alice's whose ground is blue."""
     person = house.user("alice")
     session_id = str(person.start("desktop-light")["id"])
     person.wait(session_id)
-    # A window over all of it, as the root's colour is hidden by whatever opens.
-    paint = f"DISPLAY=$(pgrep -a -u $(id -u) Xtigervnc >/dev/null; cd /tmp/.X11-unix; ls -1 | head -0) ; {PAINT}"
-    alice.run("ssh", *STRICT, f"{session_id}.portico", paint)
+    env = wait_until(lambda: read_display(alice.uid, session_id), 20, "a display")
+    alice.run("xsetroot", "-solid", f"#{BLUE:06x}", **alice.options(**env))
     return session_id
 
 
-PAINT = ""
+@contextmanager
+def outer_display(alice: Client, folder: Path) -> Iterator[tuple[str, RfbClient]]:
+    """Run an X server of alice's own for a viewer to draw on; yield its name and eyes on it."""
+    eyes = folder / "eyes"
+    argv = ["Xtigervnc", "-displayfd", "1", "-rfbport", "-1", "-rfbunixpath", str(eyes), "-SecurityTypes", "None",
+            "-nolisten", "tcp", "-geometry", "1600x1000", "-depth", "24", "-ac"]  # fmt: skip
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **alice.options()
+    ) as server:
+        try:
+            assert server.stdout is not None
+            display = f":{server.stdout.readline().strip()}"
+            with connect_unix(str(eyes), 20) as sock:
+                yield display, RfbClient(sock)
+        finally:
+            server.terminate()
+
+
+def count_blue(client: RfbClient) -> int:
+    return sum(pixel & 0xFFFFFF == BLUE for pixel in memoryview(bytes(client.pixels)).cast("I"))
+
+
+def is_mostly_blue(client: RfbClient) -> bool:
+    return count_blue(client) > 200_000
+
+
+def start_open(house: RunningPortico, alice: Client, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    """Start `portico desktop open` as alice."""
+    more = alice.options(**house.get_env() | env | {"HOME": str(alice.home), "TMPDIR": "/tmp"})
+    argv = [*house.get_command(), "--run-dir", str(house.run_dir), "desktop", "open", *arguments]
+    return subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more
+    )
+
+
+@pytest.fixture
+def scratch(alice: Client) -> Iterator[Path]:
+    """Return a folder of alice's own with a short name, for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="pt-", dir="/tmp"))
+    os.chown(folder, alice.uid, -1)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def list_folders(alice: Client) -> list[Path]:
+    """Return the folders of alice's tunnels."""
+    return [path for path in Path("/tmp").glob("p-*") if path.stat().st_uid == alice.uid]
+
+
+def list_processes(alice: Client, pattern: str) -> list[int]:
+    """Return alice's processes whose command line matches."""
+    argv = ["pgrep", "-u", str(alice.uid), "-f", pattern]
+    return [int(pid) for pid in subprocess.run(argv, capture_output=True, text=True, check=False).stdout.split()]
+
+
+def wait_for_nothing_left(alice: Client) -> None:
+    wait_until(lambda: not list_folders(alice) and not list_processes(alice, "^ssh "), 10, "nothing left behind")
+
+
+def test_a_desktop_opens_in_the_real_viewer(house: RunningPortico, alice: Client, painted: str, scratch: Path) -> None:
+    if not shutil.which("xtigervncviewer"):
+        pytest.skip("xtigervncviewer is not installed: run ./portico test")
+    with outer_display(alice, scratch) as (display, eyes):
+        opened = start_open(house, alice, painted, DISPLAY=display)
+        try:
+            eyes.wait(is_mostly_blue, 40)
+            (folder,) = list_folders(alice)
+            assert folder.stat().st_mode & 0o777 == 0o700
+            (viewer,) = list_processes(alice, f"xtigervncviewer {folder}/desktop")
+            os.kill(viewer, signal.SIGTERM)
+            opened.wait(20)
+        finally:
+            opened.kill()
+            print(opened.communicate()[0])
+    wait_for_nothing_left(alice)
+
+
+def test_a_tunnel_alone_takes_a_port_and_says_who_can_use_it(
+    house: RunningPortico, alice: Client, painted: str
+) -> None:
+    port = find_free_ports()[0]
+    opened = start_open(house, alice, "desktop-light", "--tunnel", "--port", str(port))
+    try:
+        assert opened.stdout is not None
+        assert "Whoever else is on this computer can connect" in opened.stdout.readline()
+        assert f"localhost::{port}" in opened.stdout.readline()
+        with socket.create_connection(("localhost", port), 10) as sock:
+            RfbClient(sock).wait(is_mostly_blue, 20)
+        opened.send_signal(signal.SIGINT)
+        opened.wait(20)
+    finally:
+        opened.kill()
+        print(opened.communicate()[0])
+    wait_for_nothing_left(alice)
+
+
+def test_what_is_no_desktop_is_said(house: RunningPortico, alice: Client, terminal: str) -> None:
+    refused = house.cli("desktop", "open", terminal, user=alice.name, check=False)
+    assert refused.returncode == 1
+    assert "is no desktop" in refused.stderr
