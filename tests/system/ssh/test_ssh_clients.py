@@ -123,16 +123,18 @@ def test_ssh_asks_nothing_and_is_where_the_session_is(alice: Client, terminal: s
     assert "You have no session 'nothing'" in refused.stderr
 
 
-def test_a_front_door_with_another_key_is_not_believed(alice: Client) -> None:
-    """StrictHostKeyChecking comes from the file: nobody is asked, and nothing is learnt."""
+@pytest.mark.parametrize(("missing", "target"), [("portico-", "portico"), ("@cert-authority ", "terminal.portico")])
+def test_whom_the_file_does_not_name_is_not_believed(alice: Client, missing: str, target: str) -> None:
+    """StrictHostKeyChecking comes from the other file: nobody is asked, and nothing is learnt."""
     path = alice.home / ".ssh/portico_known_hosts"
     text = path.read_text()
+    less = "".join(f"{line}\n" for line in text.splitlines() if not line.startswith(missing))
     try:
-        path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("portico-")))
-        refused = alice.run("ssh", "-o", "BatchMode=yes", "portico", "true", check=False)
+        path.write_text(less)
+        refused = alice.run("ssh", "-o", "BatchMode=yes", target, "true", check=False)
         assert refused.returncode == 255
         assert "Host key verification failed" in refused.stderr
-        path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("@")))
+        assert path.read_text() == less
     finally:
         path.write_text(text)
 
