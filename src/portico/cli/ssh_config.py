@@ -98,10 +98,15 @@ def _list_changes(folder: Path, way: Way) -> list[str]:
     return asks
 
 
+def is_person_there() -> bool:
+    """Return whether somebody can be asked."""
+    return sys.stdin.isatty()
+
+
 def _confirm(sentences: list[str]) -> None:
     for sentence in sentences:
         show.tell(sentence)
-    if not sys.stdin.isatty():
+    if not is_person_there():
         raise Invalid("Nobody is here to be asked.", hint="Say --yes.")
     if not typer.confirm("Go on?", default=True, err=True):
         show.tell("Nothing was written.")

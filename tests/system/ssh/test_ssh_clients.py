@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -97,6 +99,15 @@ def alice(house: RunningPortico, terminal: str) -> Client:
     return client
 
 
+@pytest.fixture
+def scratch(alice: Client) -> Iterator[Path]:
+    """Return a folder of alice's own with a short name, for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="pt-", dir="/tmp"))
+    os.chown(folder, alice.uid, -1)
+    yield folder
+    shutil.rmtree(folder)
+
+
 def test_the_files_are_there_and_what_was_there_is_there_still(
     house: RunningPortico, alice: Client, terminal: str
 ) -> None:
@@ -156,6 +167,65 @@ def test_files_go_there_and_back(alice: Client, terminal: str, target: str, tmp_
     assert (work / "copy/sub/data").read_bytes() == data
     told = alice.run("rsync", "-a", "-i", "-e", ssh, f"{work}/tree/", f"{target}:{work}/copy/").stdout
     assert told == "", "the second time there is nothing to do"
+
+
+def read_commands(house: RunningPortico, session_id: str) -> dict[str, str]:
+    """Return the commands that the session's page has to copy, by name."""
+    page = house.user("alice").http.get(f"/sessions/{session_id}/connect").raise_for_status().text
+    found = re.findall(r'<pre id="copy-(\w+)">(.*?)</pre>', page, re.DOTALL)
+    return {name: html.unescape(text) for name, text in found}
+
+
+def test_the_pages_commands_do_what_they_say(house: RunningPortico, alice: Client, terminal: str) -> None:
+    commands = read_commands(house, terminal)
+    assert alice.run("sh", "-c", f"{commands['ssh']} id -un").stdout.strip() == alice.name
+    data = alice.home / "data.csv"
+    alice.run("tee", str(data), input="1,2\n", stdin=None)
+    alice.run("sh", "-c", commands["scp"].splitlines()[0].replace("portico:", "portico:results.csv"))
+    alice.run("sh", "-c", f"mkdir -p folder elsewhere && cd elsewhere && {commands['scp'].splitlines()[1]}")
+    assert (alice.home / "elsewhere/results.csv").read_text() == "1,2\n"
+    alice.run("sh", "-c", commands["rsync"].replace("portico:folder/", "portico:copied/"))
+    assert (alice.home / "copied").is_dir()
+
+
+def test_the_pages_way_to_set_up_a_computer_by_hand(
+    house: RunningPortico, alice: Client, terminal: str, scratch: Path
+) -> None:
+    """The two files and the command, in the home of a computer without Portico's own command."""
+    person = house.user("alice")
+    command = read_commands(house, terminal)["unix"]
+    for before, after in ((None, ""), ("Host *\n", "Host *\n")):
+        for _ in range(2):  # the second time nothing is to do
+            alice.run("mkdir", "-p", str(scratch / "Downloads"))
+            for name in ("portico_config", "portico_known_hosts"):
+                text = person.http.get(f"/sessions/{terminal}/connect/{name}").raise_for_status().text
+                alice.run("tee", str(scratch / "Downloads" / name), input=text, stdin=None)
+                assert text == (alice.home / ".ssh" / name).read_text(), "the command line writes the same"
+            if before is not None:
+                alice.run("tee", str(scratch / ".ssh/config"), input=before, stdin=None)
+                before = None
+            alice.run("sh", "-c", command, **alice.options(HOME=str(scratch)))
+            assert (scratch / ".ssh/config").read_text() == f"Include portico_config\n\n{after}"
+            assert not (scratch / ".ssh/config.new").exists()
+        assert sorted(path.name for path in (scratch / ".ssh").iterdir()) == [
+            "config", "portico_config", "portico_known_hosts",
+        ]  # fmt: skip
+
+
+def test_putty_comes_in_by_the_pages_command(house: RunningPortico, alice: Client, terminal: str) -> None:
+    version = alice.run("sh", "-c", "plink -V | sed -n 's/.*Release 0[.]//p'", check=False).stdout.strip()
+    if not version.isdigit() or int(version) < 78:
+        pytest.skip("PuTTY 0.78 is not installed: apt-get install putty-tools")
+    commands = read_commands(house, terminal)
+    alice.run("puttygen", str(alice.home / ".ssh/id_ed25519"), "-o", "key.ppk")
+    alice.run("mkdir", "-p", ".putty/sshhostcas")  # what the page has people do in PuTTY's window
+    kept = f"PublicKey={commands['ca'].split()[1]}\nValidity=portico-session\nPermitRSASHA256=1\nPermitRSASHA512=1\n"
+    alice.run("tee", ".putty/sshhostcas/portico", input=kept, stdin=None)
+    with_key = commands["putty"].replace("plink ", "plink -batch -i key.ppk ")  # as there is no Pageant
+    assert terminal in alice.run("sh", "-c", f"{with_key} 'echo $PORTICO_SOCKET'").stdout
+    alice.run("rm", ".putty/sshhostcas/portico")
+    refused = alice.run("sh", "-c", f"{with_key} true", check=False)
+    assert refused.returncode, "a session's key is believed for the authority's word alone"
 
 
 # desktops
@@ -219,15 +289,6 @@ def start_open(house: RunningPortico, alice: Client, *arguments: str, **env: str
     )
 
 
-@pytest.fixture
-def scratch(alice: Client) -> Iterator[Path]:
-    """Return a folder of alice's own with a short name, for sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="pt-", dir="/tmp"))
-    os.chown(folder, alice.uid, -1)
-    yield folder
-    shutil.rmtree(folder)
-
-
 def list_folders(alice: Client) -> list[Path]:
     """Return the folders of alice's tunnels."""
     return [path for path in Path("/tmp").glob("p-*") if path.stat().st_uid == alice.uid]
@@ -278,6 +339,38 @@ def test_a_tunnel_alone_takes_a_port_and_says_who_can_use_it(
         opened.kill()
         print(opened.communicate()[0])
     wait_for_nothing_left(alice)
+
+
+def test_the_downloaded_file_and_the_pages_tunnel_lead_the_viewer_there(
+    house: RunningPortico, alice: Client, painted: str, scratch: Path
+) -> None:
+    if not shutil.which("xtigervncviewer"):
+        pytest.skip("xtigervncviewer is not installed: run ./portico test")
+    commands = read_commands(house, painted)
+    port = int(commands["viewer"].rpartition(":")[2])
+    text = house.user("alice").http.get(f"/sessions/{painted}/connect/desktop.tigervnc").raise_for_status().text
+    alice.run("tee", str(scratch / "desktop.tigervnc"), input=text, stdin=None)
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with (
+        outer_display(alice, scratch) as (display, eyes),
+        subprocess.Popen(["sh", "-c", f"exec {commands['tunnel']}"], **quiet, **alice.options()) as tunnel,
+    ):
+        try:
+            wait_until(lambda: is_listened_on(port), 20, "the tunnel")
+            argv = ["xtigervncviewer", str(scratch / "desktop.tigervnc")]
+            with subprocess.Popen(argv, **quiet, **alice.options(DISPLAY=display)) as viewer:
+                try:
+                    eyes.wait(is_mostly_blue, 40)
+                finally:
+                    viewer.terminate()
+        finally:
+            tunnel.terminate()
+
+
+def is_listened_on(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def test_what_is_no_desktop_is_said(house: RunningPortico, alice: Client, terminal: str) -> None:

@@ -77,7 +77,6 @@ def list_commands(session: Session, way: Way) -> dict[str, str]:
     forward = f"\"{port}:$(ssh {target} 'echo $PORTICO_SOCKET')\""
     return {
         "ssh": f"ssh {target}",
-        "front": "ssh portico",
         "putty": f'plink -proxycmd "plink -batch {front} {way.connect} {session.id}" -loghost {HOST_ALIAS} '
         f"{way.user_name}@{target}",
         "ca": way.host_ca,
