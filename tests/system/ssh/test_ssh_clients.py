@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from rfb import RfbClient, connect_unix
 from running import RunningPortico, find_free_ports, wait_until
@@ -371,6 +372,30 @@ def is_listened_on(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
+
+
+def test_a_window_comes_out_of_a_session_and_ports_lead_both_ways(
+    house: RunningPortico, alice: Client, terminal: str, scratch: Path
+) -> None:
+    target = f"{terminal}.portico"
+    with outer_display(alice, scratch) as (display, eyes):
+        env = alice.options(DISPLAY=display)
+        alice.run("ssh", "-Y", *STRICT, target, f"xsetroot -solid '#{BLUE:06x}'", **env)
+        eyes.wait(is_mostly_blue, 20)
+    near, far, _ = find_free_ports()
+    forwards = ["-L", f"{near}:localhost:{house.port}", "-R", f"{far}:localhost:{house.port}"]
+    with subprocess.Popen(
+        ["ssh", "-N", *STRICT, *forwards, target], stdin=subprocess.DEVNULL, **alice.options()
+    ) as ssh:
+        try:
+            for port in (near, far):
+                wait_until(lambda port=port: is_listened_on(port), 20, "the forward")
+                answer = httpx.get(
+                    f"http://localhost:{port}/api/v1/health", headers={"Host": f"localhost:{house.port}"}
+                )
+                assert answer.json() == {"status": "ok"}
+        finally:
+            ssh.terminate()
 
 
 def test_what_is_no_desktop_is_said(house: RunningPortico, alice: Client, terminal: str) -> None:
