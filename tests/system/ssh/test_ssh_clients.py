@@ -88,16 +88,20 @@ def terminal(house: RunningPortico) -> str:
 def alice(house: RunningPortico, terminal: str) -> Client:
     """Return alice, whose home has a key, and who has run `portico ssh config --write`."""
     client = Client(house, house.get_name("alice"))
+    set_up(client)
+    return client
+
+
+def set_up(client: Client) -> None:
+    """Make somebody a key that Portico knows, and have their ssh know Portico."""
     folder = client.home / ".ssh"
     client.run("mkdir", "-m", "700", str(folder))
     client.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "id_ed25519"))
     kind, body, _ = (folder / "id_ed25519.pub").read_text().split()
-    with Store(house.state_dir / "portico.db").begin() as tx:
+    with Store(client.house.state_dir / "portico.db").begin() as tx:
         tx.add_ssh_key(SshKey(0, client.name, "laptop", kind, body, compute_fingerprint(body), 256, (), now()))
-    (folder / "config").write_text("Host *\n    LogLevel ERROR\n")
-    os.chown(folder / "config", pwd.getpwnam(client.name).pw_uid, pwd.getpwnam(client.name).pw_gid)
-    house.cli("ssh", "config", "--write", "--yes", user=client.name)
-    return client
+    client.run("tee", str(folder / "config"), input="Host *\n    LogLevel ERROR\n", stdin=None)
+    client.house.cli("ssh", "config", "--write", "--yes", user=client.name)
 
 
 @pytest.fixture
