@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -125,6 +126,45 @@ def test_the_files_are_there_and_what_was_there_is_there_still(
     for name in ("portico_config", "portico_known_hosts"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
         assert (folder / name).stat().st_uid == pwd.getpwnam(alice.name).pw_uid
+
+
+def test_from_a_laptop_a_token_is_enough(house: RunningPortico, alice: Client, tmp_path: Path) -> None:
+    env = house.get_env() | {"XDG_CONFIG_HOME": str(tmp_path)}
+    answer = house.user("alice").http.post("/api/v1/tokens", json={"label": "laptop", "days": 1})
+
+    def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        argv = [*house.get_command(), "--url", house.url, *arguments]
+        return subprocess.run(argv, env=env, cwd="/", capture_output=True, text=True, timeout=60, check=True, **more)
+
+    run("login", input=f"{answer.json()['token']}\n")
+    assert run("ssh", "config").stdout == (alice.home / ".ssh/portico_config").read_text()
+
+
+def test_the_systems_own_sshd_lets_the_same_keys_in(house: RunningPortico, alice: Client, tmp_path: Path) -> None:
+    """The drop-in in an sshd as a system has it, beside Portico's own."""
+    port = find_free_ports()[0]
+    told = house.cli("ssh", "drop-in")
+    assert "/etc/ssh/sshd_config.d/portico.conf" in told.stderr
+    tmp_path.chmod(0o755)
+    (tmp_path / "portico.conf").write_text(told.stdout)
+    key = house.state_dir / "ssh-host/ssh_host_ed25519_key"
+    lines = [f"Include {tmp_path}/portico.conf", f"Port {port}", f"HostKey {key}", "PidFile none", "UsePAM yes",
+             "PasswordAuthentication yes", "ListenAddress 127.0.0.1"]  # fmt: skip
+    (tmp_path / "sshd_config").write_text("\n".join(lines) + "\n")
+    argv = ["/usr/sbin/sshd", "-f", str(tmp_path / "sshd_config")]
+    subprocess.run([*argv, "-t"], check=True, timeout=10)
+    with (tmp_path / "log").open("w") as log, subprocess.Popen([*argv, "-D", "-e"], stderr=log) as sshd:
+        try:
+            wait_until(lambda: is_listened_on(port), 10, "sshd")
+            come_in = ["ssh", *STRICT, "-p", str(port)]
+            assert alice.run(*come_in, "portico", "id", "-un").stdout.strip() == alice.name
+            refused = alice.run(*come_in, "-o", "PubkeyAuthentication=no", "portico", "true", check=False)
+            assert "Permission denied (publickey)" in refused.stderr, "passwords are not for Portico's users"
+            # Everybody else's way in is as it was.
+            other = alice.run(*come_in, "-o", "PubkeyAuthentication=no", "-l", "root", "portico", "true", check=False)
+            assert "password" in other.stderr
+        finally:
+            sshd.terminate()
 
 
 def test_ssh_asks_nothing_and_is_where_the_session_is(alice: Client, terminal: str) -> None:
