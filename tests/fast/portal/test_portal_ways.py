@@ -59,7 +59,7 @@ def test_every_command_can_be_copied(own_world: World) -> None:
 def test_without_a_key_that_is_said_first(own_world: World) -> None:
     page = show(own_world)
     assert "You have no SSH key that is good now" in page
-    assert page.index('href="/account#ssh-keys"') < page.index("<details")
+    assert page.index('href="/account#keys"') < page.index("<details")
     add_key(own_world, "alice")
     assert "You have no SSH key" not in show(own_world)
 
@@ -69,7 +69,7 @@ def test_where_certificates_alone_are_good_that_is_said(tmp_path: Path) -> None:
     add_key(world, "alice")
     page = show(world)
     assert "certificates alone" in page
-    assert "#ssh-keys" not in page
+    assert "/account#keys" not in page
     world.close()
 
 
