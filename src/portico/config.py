@@ -150,6 +150,11 @@ class Config:
         return {name: str(run / f"{name}.sock") for name in ("broker", "portal", "routes", "api", "relays", "ssh")}
 
     @property
+    def ssh_dir(self) -> str:
+        """The folder of what Portico's sshd is given, which others may read."""
+        return str(Path(self.run_dir) / "ssh")
+
+    @property
     def database_url(self) -> str:
         """SQLAlchemy URL of the store."""
         return f"sqlite:///{self.state_dir}/portico.db"

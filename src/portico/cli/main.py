@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from portico.cli import demo, jobs, keys, people, service, show, ssh, work
+from portico.cli import demo, desktop, jobs, keys, people, service, show, ssh, ssh_config, work
 from portico.cli.client import Target, check_url
 
 app = typer.Typer(
@@ -26,6 +26,9 @@ app.add_typer(people.token, name="token")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(jobs.job, name="job")
 app.add_typer(demo.cluster, name="cluster")
+app.add_typer(desktop.desktop, name="desktop")
+ssh.ssh.command("config")(ssh_config.config)
+ssh.ssh.command("drop-in")(ssh_config.drop_in)
 app.add_typer(ssh.ssh, name="ssh")
 app.command("audit")(people.read_audit)
 app.command("whoami")(people.whoami)

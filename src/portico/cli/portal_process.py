@@ -12,6 +12,7 @@ from pathlib import Path
 
 from portico.accounts import ROOT, Accounts, SshCertificates, SshKeys
 from portico.accounts.ssh_entry import SshEntry
+from portico.accounts.ssh_guide import SshGuide
 from portico.cli.relay_files import read_certificate, read_secret
 from portico.config import ClusterConfig, Config
 from portico.errors import NotFound
@@ -109,7 +110,8 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:
-        await serve(config, accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, listeners, relays, ssh)
+        guide = SshGuide(config, entry, authority)
+        await serve(config, accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, guide, listeners, relays, ssh)
     finally:
         machine.close()
         store.close()

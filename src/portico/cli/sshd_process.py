@@ -36,12 +36,7 @@ def find_sshd() -> str | None:
 
 def find_folder(config: Config) -> Path:
     """Return the folder of what sshd is given, which others may read."""
-    return Path(config.run_dir) / "ssh"
-
-
-def find_connect(config: Config) -> str:
-    """Return the path of the program that joins a client to a session."""
-    return str(find_folder(config) / "connect")
+    return Path(config.ssh_dir)
 
 
 def find_host_keys(config: Config) -> list[Path]:

@@ -13,11 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from portico.accounts import Accounts, SshCertificates, SshKeys
+from portico.accounts.ssh_guide import SshGuide
 from portico.config import Config
 from portico.errors import BY_CODE, Invalid, NotFound, NotSignedIn, PorticoError
 from portico.jobs import Jobs
 from portico.model import Identity
-from portico.portal import api, jobs_api, pages, ssh_api, ssh_login_api
+from portico.portal import api, jobs_api, pages, ssh_api, ssh_guide_api, ssh_login_api
 from portico.portal.context import Context, get_context, identify_browser
 from portico.portal.guard import Guard
 from portico.portal.metrics import Meter
@@ -33,6 +34,7 @@ def create_app(
     jobs: Jobs,
     ssh_keys: SshKeys,
     ssh_certificates: SshCertificates,
+    guide: SshGuide,
     config: Config,
 ) -> FastAPI:
     """Return the application, not yet behind the guard."""
@@ -47,8 +49,9 @@ def create_app(
     )
     static, assets = Path(__file__).parent / "static", Path(config.install_dir) / "assets"
     version = render_version(static, assets)
-    app.state.context = Context(config, accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, version)
-    routers = [api.public, api.router, jobs_api.router, ssh_api.router, ssh_login_api.public, ssh_login_api.router]
+    app.state.context = Context(config, accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, guide, version)
+    routers = [api.public, api.router, jobs_api.router, ssh_api.router, ssh_guide_api.router]
+    routers += [ssh_login_api.public, ssh_login_api.router]
     for router in (*routers, pages.public, pages.router):
         app.include_router(router)
     app.add_api_route("/api/docs", show_docs, include_in_schema=False)

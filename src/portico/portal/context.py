@@ -11,6 +11,7 @@ from fastapi import Request
 from pydantic import Field
 
 from portico.accounts import Accounts, SshCertificates, SshKeys
+from portico.accounts.ssh_guide import SshGuide
 from portico.config import Config
 from portico.errors import NotSignedIn
 from portico.jobs import Jobs
@@ -39,6 +40,7 @@ class Context:
     jobs: Jobs
     ssh_keys: SshKeys
     ssh_certificates: SshCertificates
+    guide: SshGuide
     version: str
     feeds: Feeds = field(default_factory=Feeds)
     metrics: Metrics = field(default_factory=Metrics)

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from portico import wire
 from portico.accounts import Accounts, SshCertificates, SshKeys
+from portico.accounts.ssh_guide import SshGuide
 from portico.config import Config
 from portico.errors import NotFound, PorticoError
 from portico.jobs import Jobs
@@ -162,6 +163,7 @@ async def serve(
     jobs: Jobs,
     ssh_keys: SshKeys,
     ssh_certificates: SshCertificates,
+    guide: SshGuide,
     listeners: Mapping[str, socket.socket],
     relays: Relays | None = None,
     ssh: SshDoor | None = None,
@@ -176,11 +178,12 @@ async def serve(
         jobs: People's own jobs on clusters.
         ssh_keys: People's public keys.
         ssh_certificates: What is signed for people's keys.
+        guide: Tells people the way in by SSH.
         listeners: ``portal``, ``api``, ``routes``, ``relays`` and ``ssh``.
         relays: What the rendezvous asks, where there is one.
         ssh: What sshd and its users ask.
     """
-    app: FastAPI = create_app(accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, config)
+    app: FastAPI = create_app(accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, guide, config)
     feeds: Feeds = app.state.context.feeds
     gateways = Gateways(doors, feeds)
 

@@ -18,10 +18,12 @@ from table_cluster import FilesRunner, make_cluster
 
 from portico.accounts import Accounts, SshCertificates, SshKeys
 from portico.accounts.passwords import hash_token
+from portico.accounts.ssh_entry import SshEntry
+from portico.accounts.ssh_guide import SshGuide
 from portico.config import Config
 from portico.errors import NotFound
 from portico.jobs import Jobs
-from portico.model import Identity, Role, Session, SessionState, UserState, Via, now
+from portico.model import Identity, Role, Session, SessionState, SshConnection, UserState, Via, now
 from portico.portal.app import create_app, guard
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity, JobRequest
@@ -55,6 +57,12 @@ def make_key(comment: str = "") -> str:
     """Return a new public key; nobody has its private half."""
     blob = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + os.urandom(32)
     return f"ssh-ed25519 {base64.b64encode(blob).decode()} {comment}"
+
+
+class StandInAuthority:
+    """A host CA that never signs."""
+
+    host_public = make_key()
 
 
 class StandInMachine:
@@ -115,6 +123,9 @@ class StandInMachine:
         theirs.close()
         return ours.detach()
 
+    async def end_ssh(self, connection: SshConnection) -> None:
+        pass
+
     def close_idle(self) -> None:
         pass
 
@@ -156,10 +167,16 @@ class World:
         self.jobs = Jobs(
             Rows(self.store, Changes()), machine, self.files, [place.cluster, cluster], self.sessions.notices
         )
-        self.ssh_certificates = SshCertificates(self.store, self.config, Authority(folder / "state/ssh"), self.machine)
+        authority = Authority(folder / "state/ssh")
+        self.ssh_certificates = SshCertificates(self.store, self.config, authority, self.machine)
+        (folder / "run/ssh").mkdir()
+        (folder / "run/ssh/host_keys.pub").write_text(f"{make_key()} portico\n")
+        entry = SshEntry(self.store, self.config, self.machine.end_ssh)
+        self.guide = SshGuide(self.config, entry, StandInAuthority())
         self.fastapi = create_app(
-            self.accounts, self.sessions, self.doors, self.jobs, self.ssh_keys, self.ssh_certificates, self.config
-        )
+            self.accounts, self.sessions, self.doors, self.jobs, self.ssh_keys, self.ssh_certificates, self.guide,
+            self.config,
+        )  # fmt: skip
         self.app = guard(self.fastapi, self.config)
         for name, role in (("root-of-all", Role.ADMIN), ("alice", Role.USER), ("bob", Role.USER), ("carol", Role.USER)):
             self.add_user(name, role)

@@ -45,6 +45,8 @@ ROWS = {
     "GET /apps/{app_id}/icon": OWN_PAGE,
     "GET /sessions/{session_id}": "sign-in none ok   none ok   sign-in none",
     "GET /sessions/{session_id}/log": ALICES_PAGE,
+    "GET /sessions/{session_id}/connect": ALICES_PAGE,
+    "GET /sessions/{session_id}/connect/{file_name}": ALICES_PAGE,
     "GET /sessions/{session_id}/share": ALICES_PAGE,
     "POST /sessions/{session_id}/share": ALICES_PAGE,
     "POST /sessions/{session_id}/unshare": ALICES_PAGE,
@@ -140,6 +142,7 @@ ROWS = {
     "GET /api/v1/ssh/trust": "ok      ok   ok   ok   ok   ok      ok",
     "GET /api/v1/ssh/certificates": OWN_API,
     "DELETE /api/v1/ssh/certificates/{serial}": "sign-in none ok   none none ok      ok",
+    "GET /api/v1/ssh": OWN_API,
     "GET /api/v1/audit": ADMIN_API,
     "GET /api/v1/metrics": ADMIN_API,  # and for a monitor: test_portal_metrics.py
     "GET /api/v1/events": OWN_API,
@@ -205,7 +208,7 @@ def ask_as(world: World, row: str, who: str) -> Any:
     """Return the answer to one request of somebody, about things of alice's that are made for it."""
     method, path = row.split()
     app = APPS.get(row, "shell")
-    values = {"app_id": app}
+    values = {"app_id": app, "file_name": "portico_config"}
     number = next(numbers)
     values |= {"new_name": f"new-{number}", "new_key": make_key()}
     if "{session_id}" in path:

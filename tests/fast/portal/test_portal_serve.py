@@ -71,6 +71,7 @@ def run(world: World, test: Callable[[Served], Awaitable[None]]) -> None:
                 world.jobs,
                 world.ssh_keys,
                 world.ssh_certificates,
+                world.guide,
                 served.listeners,
             )
         )
@@ -301,6 +302,7 @@ def test_a_keeper_that_dies_takes_the_portal_with_it(own_world: World, monkeypat
                     own_world.jobs,
                     own_world.ssh_keys,
                     own_world.ssh_certificates,
+                    own_world.guide,
                     served.listeners,
                 )
         for sock in served.listeners.values():

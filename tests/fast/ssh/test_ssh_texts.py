@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portico.errors import Invalid
-from portico.ssh import client, inner
+from portico.ssh import inner
 from portico.ssh.front import Front, render_config, render_drop_in
 from portico.ssh.log import Accepted, parse_line
 
@@ -120,36 +120,3 @@ def test_what_is_no_such_line(line: str) -> None:
 def test_any_line_is_read(text: str) -> None:
     parse_line(text)
     parse_line(f"Accepted publickey for alice from {text}")
-
-
-# what people put into ~/.ssh
-
-
-def test_ssh_understands_what_it_is_given(tmp_path: Path) -> None:
-    path = tmp_path / "config"
-    path.write_text(
-        client.render_ssh_config(
-            host="hpc.example.org", port=2222, user_name="alice", connect="/run/portico/ssh/connect"
-        )
-    )
-
-    def ask(name: str) -> dict[str, str]:
-        done = subprocess.run(
-            ["ssh", "-G", "-F", str(path), name], capture_output=True, text=True, check=True, timeout=20
-        )
-        return dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
-
-    front, session, other = ask("portico"), ask("desktop.portico"), ask("elsewhere")
-    assert (front["hostname"], front["port"], front["user"]) == ("hpc.example.org", "2222", "alice")
-    assert front["hostkeyalias"] == "portico-hpc.example.org" and front["stricthostkeychecking"] == "true"
-    assert (
-        session["proxycommand"].endswith("portico /run/portico/ssh/connect desktop.portico")
-        or "%n" in session["proxycommand"]
-    )
-    assert (session["user"], session["hostkeyalias"]) == ("alice", inner.HOST_ALIAS)
-    assert "proxycommand" not in other and other["user"] != "alice"
-
-
-def test_known_hosts_name_the_front_door_and_the_authority() -> None:
-    text = client.render_known_hosts(host="h", host_keys=["ssh-ed25519 AAAA portico h"], host_ca="ssh-ed25519 BBBB x")
-    assert text == "portico-h ssh-ed25519 AAAA\n@cert-authority portico-session ssh-ed25519 BBBB\n"
