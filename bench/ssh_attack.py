@@ -12,19 +12,20 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from ssh_person import QUIET, SshPerson, make_key
 
 STRANGER = "127.0.0.2"
 A_SECOND = 100
 SILENT = 150
-"""More than all that MaxStartups had let in from one source."""
+WARM_UP_S = 2.0
 
 
 class Strangers:
-    """Those who can't get in, until closed.
+    """Those who can't get in; a context in which they try.
 
     Args:
         work: What one does, at its own pace.
@@ -34,12 +35,16 @@ class Strangers:
     def __init__(self, work: Callable[[Strangers], None], count: int) -> None:
         self.told: Counter[str] = Counter()
         self.over = threading.Event()
-        self._began = time.perf_counter()
+        self._began = 0.0
         self._ticks = 0
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=work, args=(self,), daemon=True) for _ in range(count)]
+
+    def __enter__(self) -> Self:
+        self._began = time.perf_counter()
         for thread in self._threads:
             thread.start()
+        return self
 
     def wait_turn(self) -> bool:
         """Wait until the next login is due, of A_SECOND; return whether it still is to be."""
@@ -48,13 +53,13 @@ class Strangers:
             self._ticks += 1
         return not self.over.wait(max(0.0, due - time.perf_counter()))
 
-    def close(self) -> str:
-        """End them; return what they were told."""
+    def __exit__(self, *error: object) -> None:
+        took = time.perf_counter() - self._began
+        told = ", ".join(f"{what} {count / took:.0f} a second" for what, count in self.told.most_common())
+        print(f"  strangers: {told or 'nothing'}", flush=True)
         self.over.set()
         for thread in self._threads:
             thread.join(40)
-        took = time.perf_counter() - self._began
-        return ", ".join(f"{what} {count / took:.0f} a second" for what, count in self.told.most_common())
 
 
 def say_banner(port: int) -> Callable[[Strangers], None]:
@@ -87,43 +92,35 @@ def offer_wrong_key(port: int, user_name: str, key: Path) -> Callable[[Strangers
     return work
 
 
-@contextlib.contextmanager
-def holding_silent(port: int) -> Iterator[None]:
-    """Have SILENT connections open that say nothing, opened anew when they are ended."""
-    over = threading.Event()
+def stay_silent(port: int) -> Callable[[Strangers], None]:
+    """Return the work of one who keeps a connection, says nothing, and makes another when it is ended."""
 
-    def hold() -> None:
-        while not over.is_set():
-            try:
-                with socket.create_connection(("127.0.0.1", port), 10, source_address=(STRANGER, 0)) as sock:
-                    sock.settimeout(1)
-                    while not over.is_set():
-                        try:
-                            if not sock.recv(200):
-                                break
-                        except TimeoutError:
-                            continue
-            except OSError:
-                pass
-            over.wait(0.5)
+    def work(all_: Strangers) -> None:
+        while not all_.over.wait(0.5):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port), 10, source_address=(STRANGER, 0)) as sock,
+            ):
+                all_.told["greeted" if sock.recv(200).startswith(b"SSH-") else "turned away"] += 1
+                sock.settimeout(1)
+                while not all_.over.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        if not sock.recv(200):
+                            break
 
-    threads = [threading.Thread(target=hold, daemon=True) for _ in range(SILENT)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(15)
+    return work
 
 
-def watch(alice: SshPerson, seconds: float) -> str:
-    """Return how alice fares: what she types comes back, and she comes in once more."""
+def watch(alice: SshPerson, seconds: float, strangers: contextlib.AbstractContextManager[object]) -> str:
+    """Return how alice fares beside strangers: what she types comes back, and she comes in once more."""
     echoes, logins, failed = [], [], 0
     argv = alice.front("echo in; exec cat")
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0))
         assert process.stdin and process.stdout and process.stdout.read(3) == b"in\n"
+        stack.callback(process.stdin.close)
+        stack.enter_context(strangers)
+        time.sleep(WARM_UP_S)
         end = time.perf_counter() + seconds
         over = threading.Event()
 
@@ -146,7 +143,6 @@ def watch(alice: SshPerson, seconds: float) -> str:
             time.sleep(0.2)
         over.set()
         typing.join()
-        process.stdin.close()
     echoes.sort()
     login = f"p50 {statistics.median(logins):.0f}, longest {max(logins):.0f} ms" if logins else "none"
     return (
@@ -158,14 +154,11 @@ def watch(alice: SshPerson, seconds: float) -> str:
 def measure(alice: SshPerson, folder: Path, seconds: float) -> None:
     """Print how alice fares, alone and beside strangers."""
     key = make_key(folder / "stranger_key")
-    print(f"alice, alone: {watch(alice, seconds / 2)}", flush=True)
-    for name, work, count in (
-        (f"{A_SECOND} greetings a second", say_banner(alice.port), 100),
-        (f"wrong keys, {A_SECOND} a second wanted", offer_wrong_key(alice.port, alice.name, key), 40),
+    port, name = alice.port, alice.name
+    for told, strangers in (
+        ("alone", contextlib.nullcontext()),
+        (f"beside {A_SECOND} greetings a second", Strangers(say_banner(port), 100)),
+        (f"beside wrong keys, {A_SECOND} a second wanted", Strangers(offer_wrong_key(port, name, key), 100)),
+        (f"beside {SILENT} connections that say nothing", Strangers(stay_silent(port), SILENT)),
     ):
-        strangers = Strangers(work, count)
-        print(f"alice, beside {name}: {watch(alice, seconds)}", flush=True)
-        print(f"  strangers: {strangers.close()}", flush=True)
-    with holding_silent(alice.port):
-        time.sleep(2)
-        print(f"alice, beside {SILENT} connections that say nothing: {watch(alice, seconds)}", flush=True)
+        print(f"alice, {told}: {watch(alice, seconds, strangers)}", flush=True)
