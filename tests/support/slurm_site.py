@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,24 @@ from running import RunningPortico, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from portico.demo import DemoCluster
+
+
+def make_site(start: Callable[..., RunningPortico], slurm: DemoCluster, **settings: Any) -> Site:
+    """Start a Portico with this cluster, and with alice and bob.
+
+    Args:
+        start: What ``portico_factory`` returns.
+        settings: Lines of its configuration file.
+    """
+    table = f'[clusters.demo]\ntitle = "Demo cluster"\nconf = "{slurm.conf}"\nrelay_host = "{slurm.host_address}"'
+    house = start(settings, tables=table)
+    alice, bob = house.user("alice"), house.user("bob")
+    for name, person in (("alice", alice), ("bob", bob)):  # the first try makes the POSIX account
+        answer = person.http.post("/api/v1/sessions", json={"app_id": "terminal", "cluster": "demo"})
+        assert answer.status_code == 422 and "no account in Slurm" in answer.text
+        slurm.add_user(house.get_name(name))
+    time.sleep(5.5)  # who has no account is asked for again after so long
+    return Site(house, slurm, alice, bob)
 
 
 @dataclass
@@ -46,10 +66,14 @@ class Site:
         lines = self.slurm.run("squeue", "-a", "-h", "-t", "all", "-o", "%A|%k").splitlines()
         return [line.split("|")[0] for line in lines if line.endswith(f"portico:{session_id}")]
 
-    def stop_all(self) -> None:
-        """End all sessions of alice's and bob's."""
+    def cancel_jobs(self) -> None:
+        """Cancel all jobs of alice's and bob's."""
         for name in ("alice", "bob"):
             self.slurm.run("scancel", "--user", self.house.get_name(name), check=False)
+
+    def stop_all(self) -> None:
+        """End all sessions of alice's and bob's."""
+        self.cancel_jobs()
         for who in (self.alice, self.bob):
             for session in who.http.get("/api/v1/sessions").json():
                 if session["state"] != "ended":

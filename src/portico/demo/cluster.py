@@ -290,8 +290,10 @@ class DemoCluster:
     def start_node(self, name: str) -> None:
         """Start a node, also one that boots on demand, in namespaces of its own."""
         boots = " -b" if name in self.elastic else ""
+        # Terminals as systemd has them, whatever this machine's are like: an sshd that is no root's needs that.
         inside = (
             f"hostname {name}; mount --bind {self.folder}/etc/hosts /etc/hosts; "
+            "mount -t devpts -o gid=tty,mode=620 devpts /dev/pts; "
             f"slurmd -D{boots} -N {name} & trap 'kill $!' TERM; wait; wait"
         )
         argv = ["nsenter", f"--net={self.network.get_namespace(name)}", "unshare", "--uts", "--mount", "--pid",

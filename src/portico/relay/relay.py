@@ -37,7 +37,10 @@ REDIAL_FIRST_S = 0.2
 REDIAL_LAST_S = 5.0
 RESTART_S = 0.2
 LINE_BYTES = 64 * 1024
-CHUNK_BYTES = 64 * 1024
+CHUNK_BYTES = 256 * 1024
+RECORD_BYTES = 16 * 1024
+"""A TLS record's (RFC 8446, 5.1): what OpenSSL may ask to be given again, so more is not given at once."""
+FAREWELL_S = 5.0
 PATH_BYTES = 107
 """What sun_path holds (unix(7)), less its final NUL."""
 
@@ -84,6 +87,7 @@ class Job:
             self._env["XDG_RUNTIME_DIR"] = self._run
         self._app: subprocess.Popen[bytes] | None = None
         self._carrier: subprocess.Popen[bytes] | None = None
+        self._is_told = False
 
     def run(self) -> int:
         """Run the app to its end; return its exit status (128 + n for signal n)."""
@@ -96,6 +100,8 @@ class Job:
                 cwd=os.environ.get("HOME", "/"),
                 start_new_session=True,
             )
+            if self._is_told:  # while it was being started
+                self._tell_app()
             self._start_carrier()
             status = self._wait()
         finally:
@@ -123,14 +129,16 @@ class Job:
                 self._start_carrier()
 
     def _on_term(self, number: int, frame: object) -> None:
+        self._is_told = True
+        self._tell_app()
+
+    def _tell_app(self) -> None:
         if self._app is not None:
             with contextlib.suppress(OSError):
                 os.killpg(self._app.pid, signal.SIGTERM)
 
     def _end(self) -> None:
-        if self._app is not None:
-            with contextlib.suppress(OSError):  # what the app has left behind
-                os.killpg(self._app.pid, signal.SIGTERM)
+        self._tell_app()  # what the app has left behind
         if self._carrier is not None:
             if self._carrier.stdin:
                 self._carrier.stdin.close()
@@ -195,19 +203,12 @@ class Carrier:
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, REDIAL_LAST_S)
 
-    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.wait_for(
-            asyncio.open_connection(*self._host, ssl=self._tls, limit=CHUNK_BYTES), CONNECT_S
-        )
-        sock = writer.get_extra_info("socket")
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return reader, writer
-
     async def _serve(self) -> None:
-        reader, writer = await self._dial()
+        reader, writer = await asyncio.wait_for(
+            asyncio.open_connection(*self._host, ssl=self._tls, limit=LINE_BYTES), CONNECT_S
+        )
         try:
+            set_options(writer.get_extra_info("socket"))
             node = socket.gethostname()
             writer.write(render({"hello": 1, "session": self._session, "token": self._token, "node": node}))
             while line := await asyncio.wait_for(reader.readline(), SILENCE_S):
@@ -237,22 +238,26 @@ class Carrier:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect_app(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect_app(self) -> socket.socket:
         """Connect to the app.
 
         Raises:
             OSError: It does not listen, or the one who does is another user.
         """
-        reader, writer = await asyncio.wait_for(asyncio.open_unix_connection(self._app_path, limit=CHUNK_BYTES), APP_S)
-        credentials = struct.Struct("3i")
-        sock = writer.get_extra_info("socket")
-        peer = credentials.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
-        if peer[1] != os.geteuid():
-            writer.close()
-            raise PermissionError("the app's socket is not the user's own")
-        return reader, writer
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.setblocking(False)
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, self._app_path), APP_S)
+            credentials = struct.Struct("3i")
+            peer = credentials.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
+            if peer[1] != os.geteuid():
+                raise PermissionError("the app's socket is not the user's own")
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
-    async def _start_sshd(self, files: Json) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _start_sshd(self, files: Json) -> socket.socket:
         """Start an sshd for one connection, as the user, inside the job; it listens on nothing.
 
         Raises:
@@ -261,7 +266,7 @@ class Carrier:
         folder = os.path.join(os.path.dirname(self._app_path), "ssh")
         sock, sshd = await asyncio.get_running_loop().run_in_executor(None, start_sshd, folder, files)
         self._sshds = [one for one in self._sshds if one.poll() is None] + [sshd]
-        return await asyncio.open_connection(sock=sock, limit=CHUNK_BYTES)
+        return sock
 
     async def _open(self, nonce: str, control: asyncio.StreamWriter, ssh: Json | None) -> None:
         """Carry one stream to its end: to the app, or to an sshd that is given these files."""
@@ -271,24 +276,35 @@ class Carrier:
             control.write(render({"failed": nonce, "why": describe(error)}))
             return
         try:
-            portico = await self._dial()
-        except (TimeoutError, OSError) as error:
-            app[1].close()
+            portico = await asyncio.get_running_loop().run_in_executor(None, self._dial_stream, nonce)
+        except OSError as error:
+            app.close()
             control.write(render({"failed": nonce, "why": describe(error)}))
             return
-        portico[1].write(render({"stream": nonce}))
-        pumps = [
-            asyncio.ensure_future(pump(app[0], portico[1])),
-            asyncio.ensure_future(pump(portico[0], app[1])),
-        ]
+        with portico:
+            with app:
+                await join(portico, app)
+            await bid_farewell(portico)
+
+    def _dial_stream(self, nonce: str) -> ssl.SSLSocket:
+        """Return a connection to Portico that has said what it is for.
+
+        Raises:
+            OSError: There is none within CONNECT_S.
+        """
+        sock = socket.create_connection(self._host, CONNECT_S)
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)  # TLS can't be closed halfway
-        finally:
-            for one in pumps:
-                one.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            for writer in (portico[1], app[1]):
-                writer.close()
+            set_options(sock)
+            portico = self._tls.wrap_socket(sock)
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            portico.sendall(render({"stream": nonce}))
+        except BaseException:
+            portico.close()
+            raise
+        return portico
 
     async def _probe(self, message: Json, control: asyncio.StreamWriter) -> None:
         ready, waiting_for = False, "the app to open its socket"
@@ -303,7 +319,7 @@ class Carrier:
         control.write(render({"probed": message["probe"], "ready": ready, "waiting_for": waiting_for}))
 
     async def _ask_app(self, reach: str, path: str) -> tuple[bool, str]:
-        reader, writer = await self._connect_app()
+        reader, writer = await asyncio.open_unix_connection(sock=await self._connect_app())
         try:
             if reach == "pty":
                 return True, ""
@@ -360,12 +376,110 @@ def is_plain(text: str) -> bool:
     return bool(text) and text.isprintable() and not set(text) & set(" \t\"'\\#")
 
 
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Carry bytes one way, no faster than they are taken."""
+def set_options(sock: socket.socket) -> None:
+    """Have a connection send at once, and notice a Portico that is gone."""
     with contextlib.suppress(OSError):
-        while data := await reader.read(CHUNK_BYTES):
-            writer.write(data)
-            await writer.drain()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+# asyncio's streams are not used for what apps say: with them each byte is copied five times, for each TLS record.
+
+
+async def join(portico: ssl.SSLSocket, app: socket.socket) -> None:
+    """Carry bytes both ways until either end closes: TLS can't be closed halfway."""
+    portico.setblocking(False)
+    app.setblocking(False)
+    pumps = [asyncio.ensure_future(pump(app, portico)), asyncio.ensure_future(pump(portico, app))]
+    try:
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in pumps:
+            one.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def bid_farewell(portico: ssl.SSLSocket) -> None:
+    """Say that this is the end, and wait for the other side's.
+
+    Where something is left unread when a connection is closed, what was sent before need not arrive (RFC 2525, 2.17).
+    """
+    with contextlib.suppress(OSError, ValueError):
+        portico.unwrap()  # says close_notify (RFC 8446, 6.1)
+    with contextlib.suppress(OSError, asyncio.TimeoutError):
+        portico.shutdown(socket.SHUT_WR)
+        await asyncio.wait_for(read_to_end(portico), FAREWELL_S)
+
+
+async def pump(source: socket.socket, target: socket.socket) -> None:
+    """Carry bytes one way, no faster than they are taken."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with contextlib.suppress(OSError):
+        while size := await receive(source, buffer):
+            await send(target, buffer[:size])
+            await asyncio.sleep(0)  # others have their turn, however fast this is
+
+
+async def read_to_end(source: socket.socket) -> None:
+    """Read until there is nothing more."""
+    buffer = memoryview(bytearray(RECORD_BYTES))
+    while await receive(source, buffer):
+        pass
+
+
+async def receive(sock: socket.socket, buffer: memoryview) -> int:
+    """Read what there is; return how much, 0 at the end.
+
+    Raises:
+        OSError: The connection broke.
+    """
+    size = 0
+    while size < len(buffer):
+        try:
+            got = sock.recv_into(buffer[size:])
+            if not got:
+                break
+            size += got
+        except (BlockingIOError, ssl.SSLWantReadError):
+            if size:
+                break
+            await wait_for(sock, is_reading=True)
+        except ssl.SSLWantWriteError:  # a new key is to be said first (RFC 8446, 4.6.3), which the other side prevents
+            await asyncio.sleep(0.01)
+    return size
+
+
+async def send(sock: socket.socket, data: memoryview) -> None:
+    """Send all of it.
+
+    Raises:
+        OSError: The connection broke.
+    """
+    portion = RECORD_BYTES if isinstance(sock, ssl.SSLSocket) else CHUNK_BYTES
+    while data:
+        try:
+            data = data[sock.send(data[:portion]) :]
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            await wait_for(sock, is_reading=False)
+        except ssl.SSLWantReadError:
+            await asyncio.sleep(0.01)
+
+
+async def wait_for(sock: socket.socket, is_reading: bool) -> None:
+    """Wait until a socket has something to read, or takes something. For each socket one may wait for each."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    add, remove = (loop.add_reader, loop.remove_reader) if is_reading else (loop.add_writer, loop.remove_writer)
+
+    def tell() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    add(sock, tell)
+    try:
+        await ready
+    finally:
+        remove(sock)
 
 
 def render(message: Json) -> bytes:

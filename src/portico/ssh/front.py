@@ -18,6 +18,9 @@ _ALGORITHMS: Final = (
     "hmac-sha2-512",
     "RequiredRSASize 2048",
 )
+# MaxStartups turns anybody away, PerSourceMaxStartups the one source that has too many (sshd_config(5)): while a source
+# alone can't reach the first, it locks nobody else out. Who has one IPv6 address has 2^64 of them.
+_NOT_LET_IN_YET: Final = ("MaxStartups 100:30:300", "PerSourceMaxStartups 40", "PerSourceNetBlockSize 32:64")
 _PATH: Final = re.compile(r"/[A-Za-z0-9._/@+-]{1,200}\Z")
 
 
@@ -71,8 +74,7 @@ def render_config(front: Front) -> str:
         *render_look_up(front),
         *([f"AllowGroups {front.group}"] if front.group else []),
         "MaxAuthTries 10",
-        "MaxStartups 30:30:200",
-        "PerSourceMaxStartups 50",
+        *_NOT_LET_IN_YET,
         "LoginGraceTime 30",
         "ClientAliveInterval 30",
         "ClientAliveCountMax 4",
