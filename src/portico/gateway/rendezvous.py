@@ -39,7 +39,7 @@ CONNECTIONS: Final = 20_000
 UNKNOWN: Final = 2_000
 """Connections that have not said yet who they are."""
 STREAMS_PER_SESSION: Final = 512
-_KEPT_BYTES: Final = 64 * 1024
+_KEPT_BYTES: Final = 256 * 1024
 _ACCEPTED_AT_ONCE: Final = 64
 
 

@@ -36,7 +36,8 @@ SILENCE_S = 60.0
 REDIAL_FIRST_S = 0.2
 REDIAL_LAST_S = 5.0
 RESTART_S = 0.2
-LINE_BYTES = 64 * 1024
+LINE_BYTES = 256 * 1024
+"""More than Portico says at once: all keys of a user who comes by SSH, and what wire's messages hold is 120 KiB."""
 CHUNK_BYTES = 256 * 1024
 RECORD_BYTES = 16 * 1024
 """A TLS record's (RFC 8446, 5.1): what OpenSSL may ask to be given again, so more is not given at once."""

@@ -225,6 +225,24 @@ def test_the_app_hears_of_the_end(tmp_path: Path) -> None:
     run(test())
 
 
+def test_many_ssh_keys_do_not_cost_the_relay_its_connection(tmp_path: Path) -> None:
+    async def test() -> None:
+        files = {"sshd_config": "this is none\n", "authorized_keys": "ssh-rsa AAAA\n" * 8000}
+        async with Hub(tmp_path).serving() as hub, relaying(hub, tmp_path, ECHO):
+            await until_connected(hub)
+            with contextlib.suppress(Unavailable):  # no sshd here
+                packet = await hub.ask("relay_open", ssh=files)
+                reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=packet.fds[0]))
+                assert await reader.read() == b""  # sshd does not take what it is given
+                writer.close()
+            assert not hub.gone
+            reader, writer = await open_soon(hub)
+            assert await reader.readexactly(4) == b"HEY\n"
+            writer.close()
+
+    run(test())
+
+
 def test_a_relay_that_was_killed_is_there_again(tmp_path: Path) -> None:
     async def test() -> None:
         async with Hub(tmp_path).serving() as hub, relaying(hub, tmp_path, ECHO) as process:
