@@ -321,6 +321,26 @@ def copy_tls_files(config: Config, account: Account) -> tuple[str, str]:
     return str(folder / "certificate.pem"), str(folder / "key.pem")
 
 
+def check_terminals(mounts: str, tty_gid: int) -> str:
+    """Return what an administrator should know of this machine's pseudo terminals; empty where all is well.
+
+    An sshd that is not root's, as inside a session, gives up on a terminal whose group is not tty's (sshpty.c,
+    OpenSSH 9.2), which systemd and Debian mount devpts with (mount(8), devpts) and some containers do not.
+
+    Args:
+        mounts: /proc/self/mounts.
+        tty_gid: The group tty's.
+    """
+    for line in mounts.splitlines():
+        _, where, kind, options = line.split()[:4]
+        if where == "/dev/pts" and kind == "devpts" and f"gid={tty_gid}" not in options.split(","):
+            return (
+                "Interactive shells by SSH inside sessions will fail: /dev/pts is mounted without the group tty. "
+                f"root can mend it: mount -o remount,gid={tty_gid},mode=620 /dev/pts"
+            )
+    return ""
+
+
 def find_reason_without_ssh(config: Config) -> str:
     """Return why there can be no sshd, for people; empty where there can be one, or none is wanted.
 
@@ -339,6 +359,10 @@ def find_reason_without_ssh(config: Config) -> str:
 
 def check_host(config: Config) -> Iterator[str]:
     """Yield sentences about settings that work, but that an administrator should know of."""
+    if config.ssh_port and find_sshd() and _has_group("tty"):
+        sentence = check_terminals(Path("/proc/self/mounts").read_text(), grp.getgrnam("tty").gr_gid)
+        if sentence:
+            yield sentence
     if config.host not in LOOPBACK_HOSTS and config.scheme == "http":
         yield (
             "Passwords and sessions cross the network unencrypted: "
