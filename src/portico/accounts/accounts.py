@@ -387,7 +387,8 @@ class Accounts:
         in_range = self._config.uid_min <= uid <= self._config.uid_max
         if user is None or user.state is UserState.LOCKED or not (own or in_range):
             raise NotSignedIn(f"The account {name} is no user of this portal.", hint="Ask your administrator.")
-        return Identity(user.id, user.name, user.role if own else Role.USER, Via.SOCKET)
+        plain = user.role if own or user.role is Role.PARTICIPANT else Role.USER
+        return Identity(user.id, user.name, plain, Via.SOCKET)
 
     def list_sign_ins(self, who: Identity, everyone: bool = False) -> list[SignIn]:
         """Return one's own sign-ins, or everyone's."""

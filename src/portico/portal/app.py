@@ -72,7 +72,7 @@ async def show_error(request: Request, error: Exception) -> Response:
         headers = {"Retry-After": str(int(error.retry_after_s))} if error.retry_after_s else None
         return JSONResponse({"error": error.to_wire()}, status_code=get_status(error), headers=headers)
     if isinstance(error, NotSignedIn):
-        if request.method == "GET" and request.url.path != "/events":
+        if request.method == "GET" and request.url.path != "/feed":
             return RedirectResponse(f"/sign-in?next={quote(request.url.path)}", status_code=303)
         return render(request, "sign_in.html", None, error=error, next="/")
     if request.scope["portico"]["listener"] == "apps":  # where the portal's stylesheet is not served

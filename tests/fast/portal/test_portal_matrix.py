@@ -39,7 +39,7 @@ ROWS = {
     "POST /enrol/name": "none    none none none none none    none",
     "POST /_portico/enter": "none    none none none none none    none",  # on the portal's own origin: never
     "GET /": OWN_PAGE,
-    "GET /events": OWN_PAGE,
+    "GET /feed": OWN_PAGE,
     "GET /apps/{app_id}": OWN_PAGE,
     "POST /apps/{app_id}": OWN_PAGE,
     "GET /apps/{app_id}/icon": OWN_PAGE,
@@ -127,7 +127,7 @@ ROWS = {
     "DELETE /api/v1/tokens/{token_id}": "sign-in none ok   none none ok      ok",
     "GET /api/v1/audit": ADMIN_API,
     "GET /api/v1/metrics": ADMIN_API,  # and for a monitor: test_portal_metrics.py
-    "GET /api/v1/events": OWN_API,
+    "GET /api/v1/feed": OWN_API,
 }
 
 FORMS: dict[str, dict[str, str]] = {
@@ -224,7 +224,7 @@ def ask_as(world: World, row: str, who: str) -> Any:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_each_gets_exactly_what_the_row_says(world: World, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if row.endswith("/events"):
+    if row.endswith("/feed"):
         monkeypatch.setattr(world.fastapi.state.context.feeds, "_closed", True)  # it ends at once
     found = {}
     for who in WHO:

@@ -140,7 +140,7 @@ def test_cuts_reach_every_gateway_and_the_feeds(own_world: World) -> None:
         first, second = await served.connect_gateway(), await served.connect_gateway()
         async with (
             served.client("portal", Cookie=f"portico={cookie}") as portal,
-            portal.stream("GET", "/events") as feed,
+            portal.stream("GET", "/feed") as feed,
         ):
             lines = feed.aiter_lines()
             assert await read_event(lines) == "hello"
@@ -176,7 +176,7 @@ def test_a_feed_tells_of_changes_and_ends_with_its_sign_in(own_world: World, mon
     async def test(served: Served) -> None:
         async with (
             served.client("portal", Cookie=f"portico={cookie}") as portal,
-            portal.stream("GET", "/events") as feed,
+            portal.stream("GET", "/feed") as feed,
         ):
             assert feed.headers["content-type"].startswith("text/event-stream")
             lines = feed.aiter_lines()
@@ -199,7 +199,7 @@ def test_an_open_feed_does_not_hold_up_the_end(own_world: World) -> None:
 
     async def test(served: Served) -> None:
         portal = served.client("portal", Cookie=f"portico={cookie}")
-        feed = await portal.send(portal.build_request("GET", "/events"), stream=True)
+        feed = await portal.send(portal.build_request("GET", "/feed"), stream=True)
         lines = feed.aiter_lines()
         assert await read_event(lines) == "hello"
         served.left_open += [portal, lines]  # held, or its connection would end with the last who looks at it

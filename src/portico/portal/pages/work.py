@@ -253,8 +253,8 @@ async def forget_notice(request: Request, who: Who, notice_id: RowId, back: Text
     return see(find_safe_path(back))
 
 
-@router.get("/events")
-async def stream_events(request: Request, who: Who, everyone: bool = False) -> Response:
+@router.get("/feed")
+async def stream_feed(request: Request, who: Who, everyone: bool = False) -> Response:
     """Tell a page that something has changed (server-sent events); the page then looks again."""
     context = get_context(request)
     if everyone:

@@ -55,7 +55,7 @@ function refreshSoon() {
 // A browser opens only six connections to a site (HTTP/1.1), and a feed holds one. So one page of a browser has the feed and tells
 // the others; when it goes, its lock goes to the next. Without locks (plain http, but for localhost) each page that is looked at
 // has a feed of its own.
-const address = document.querySelector("[data-everyone]") ? "/events?everyone=true" : "/events";
+const address = document.querySelector("[data-everyone]") ? "/feed?everyone=true" : "/feed";
 const channel = new BroadcastChannel(address);
 let events = null;
 
