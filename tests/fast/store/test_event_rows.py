@@ -48,7 +48,8 @@ def make_event(slug: str = "school") -> Event:
 
 def test_an_event_comes_back_as_it_was(store: Store) -> None:
     with store.begin() as tx:
-        event = replace(make_event(), id=tx.add_event(make_event()))
+        made = make_event()
+        event = replace(made, id=tx.add_event(made))
         assert tx.find_event("school") == event
         changed = replace(event, state=EventState.ENDED, ended=now(), summary={"seats": 3})
         tx.save_event(changed)
