@@ -15,6 +15,7 @@ from portico.accounts.ssh_entry import SshEntry
 from portico.cli.relay_files import read_certificate, read_secret
 from portico.config import ClusterConfig, Config
 from portico.errors import NotFound
+from portico.events import Events
 from portico.jobs import Jobs, Templates
 from portico.model import Role
 from portico.portal import serve
@@ -101,6 +102,7 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     doors = Doors(store, config, accounts, sessions.connect)
     templates = Templates([Path(folder) for folder in config.job_template_dirs])
     jobs = Jobs(rows, machine, runner, [place.cluster for place in places], sessions.notices, templates)
+    events = Events(store, config, accounts, sessions, machine)
     authority = Authority(Path(config.state_dir) / "ssh")
     await asyncio.to_thread(lambda: authority.user_public)  # sshd waits for it
     entry = SshEntry(store, config, machine.end_ssh)
@@ -108,7 +110,7 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:
-        await serve(config, accounts, sessions, doors, jobs, listeners, relays, ssh)
+        await serve(config, accounts, sessions, doors, jobs, events, listeners, relays, ssh)
     finally:
         machine.close()
         store.close()

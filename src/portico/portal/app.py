@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from portico.accounts import Accounts
 from portico.config import Config
 from portico.errors import BY_CODE, Invalid, NotFound, NotSignedIn, PorticoError
+from portico.events import Events
 from portico.jobs import Jobs
 from portico.model import Identity
 from portico.portal import api, jobs_api, pages
@@ -26,7 +27,9 @@ from portico.portal.static_files import CachedFiles, render_version
 from portico.sessions import Doors, Sessions
 
 
-def create_app(accounts: Accounts, sessions: Sessions, doors: Doors, jobs: Jobs, config: Config) -> FastAPI:
+def create_app(
+    accounts: Accounts, sessions: Sessions, doors: Doors, jobs: Jobs, events: Events, config: Config
+) -> FastAPI:
     """Return the application, not yet behind the guard."""
     app = FastAPI(
         title="Portico",
@@ -38,7 +41,7 @@ def create_app(accounts: Accounts, sessions: Sessions, doors: Doors, jobs: Jobs,
         redirect_slashes=False,
     )
     static, assets = Path(__file__).parent / "static", Path(config.install_dir) / "assets"
-    app.state.context = Context(config, accounts, sessions, doors, jobs, render_version(static, assets))
+    app.state.context = Context(config, accounts, sessions, doors, jobs, events, render_version(static, assets))
     for router in (api.public, api.router, jobs_api.router, pages.public, pages.router):
         app.include_router(router)
     app.add_api_route("/api/docs", show_docs, include_in_schema=False)

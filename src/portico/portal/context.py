@@ -13,6 +13,7 @@ from pydantic import Field
 from portico.accounts import Accounts
 from portico.config import Config
 from portico.errors import NotSignedIn
+from portico.events import Events
 from portico.jobs import Jobs
 from portico.model import Identity
 from portico.portal.feeds import Feeds
@@ -37,6 +38,7 @@ class Context:
     sessions: Sessions
     doors: Doors
     jobs: Jobs
+    events: Events
     version: str
     feeds: Feeds = field(default_factory=Feeds)
     metrics: Metrics = field(default_factory=Metrics)

@@ -23,6 +23,7 @@ from portico import wire
 from portico.accounts import Accounts
 from portico.config import Config
 from portico.errors import NotFound, PorticoError
+from portico.events import Events
 from portico.jobs import Jobs
 from portico.portal.app import create_app, guard
 from portico.portal.feeds import Feeds
@@ -160,6 +161,7 @@ async def serve(
     sessions: Sessions,
     doors: Doors,
     jobs: Jobs,
+    events: Events,
     listeners: Mapping[str, socket.socket],
     relays: Relays | None = None,
     ssh: SshDoor | None = None,
@@ -172,11 +174,12 @@ async def serve(
         sessions: What they run; its keeper runs here.
         doors: What gateways ask.
         jobs: People's own jobs on clusters.
+        events: Workshops; their keeper runs here.
         listeners: ``portal``, ``api``, ``routes``, ``relays`` and ``ssh``.
         relays: What the rendezvous asks, where there is one.
         ssh: What sshd and its users ask.
     """
-    app: FastAPI = create_app(accounts, sessions, doors, jobs, config)
+    app: FastAPI = create_app(accounts, sessions, doors, jobs, events, config)
     feeds: Feeds = app.state.context.feeds
     gateways = Gateways(doors, feeds)
 
@@ -209,6 +212,7 @@ async def serve(
         asyncio.create_task(gateways.listen(listeners["routes"])),
         asyncio.create_task(sessions.run()),
         asyncio.create_task(jobs.run()),
+        asyncio.create_task(events.run()),
         asyncio.create_task(metrics.watch_lag()),
     ]
     if ssh is not None:

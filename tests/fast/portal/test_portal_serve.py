@@ -63,7 +63,7 @@ def run(world: World, test: Callable[[Served], Awaitable[None]]) -> None:
     async def whole() -> None:
         served = Served(world)
         task = asyncio.create_task(
-            serve(world.config, world.accounts, world.sessions, world.doors, world.jobs, served.listeners)
+            serve(world.config, world.accounts, world.sessions, world.doors, world.jobs, world.events, served.listeners)
         )
         try:
             async with asyncio.timeout(20):
@@ -277,6 +277,7 @@ def test_a_keeper_that_dies_takes_the_portal_with_it(own_world: World, monkeypat
                     own_world.sessions,
                     own_world.doors,
                     own_world.jobs,
+                    own_world.events,
                     served.listeners,
                 )
         for sock in served.listeners.values():
