@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from portico.errors import BY_CODE, Invalid, NotFound, NotSignedIn, PorticoError
 from portico.events import Events
 from portico.jobs import Jobs
 from portico.model import Identity
-from portico.portal import api, jobs_api, pages
+from portico.portal import api, events_api, jobs_api, pages
 from portico.portal.context import Context, get_context, identify_browser
 from portico.portal.guard import Guard
 from portico.portal.metrics import Meter
@@ -42,7 +43,7 @@ def create_app(
     )
     static, assets = Path(__file__).parent / "static", Path(config.install_dir) / "assets"
     app.state.context = Context(config, accounts, sessions, doors, jobs, events, render_version(static, assets))
-    for router in (api.public, api.router, jobs_api.router, pages.public, pages.router):
+    for router in (api.public, api.router, jobs_api.router, events_api.router, pages.public, pages.router):
         app.include_router(router)
     app.add_api_route("/api/docs", show_docs, include_in_schema=False)
     root = f"/static/{app.state.context.version}"
@@ -76,6 +77,8 @@ async def show_error(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": error.to_wire()}, status_code=get_status(error), headers=headers)
     if isinstance(error, NotSignedIn):
         if request.method == "GET" and request.url.path != "/feed":
+            if match := re.match(r"/e/([a-z0-9-]+)/", request.url.path):
+                return RedirectResponse(f"/e/{match[1]}/sign-in", status_code=303)
             return RedirectResponse(f"/sign-in?next={quote(request.url.path)}", status_code=303)
         return render(request, "sign_in.html", None, error=error, next="/")
     if request.scope["portico"]["listener"] == "apps":  # where the portal's stylesheet is not served

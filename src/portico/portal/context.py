@@ -19,6 +19,7 @@ from portico.model import Identity
 from portico.portal.feeds import Feeds
 from portico.portal.guard import find_bearer
 from portico.portal.metrics import Metrics
+from portico.portal.participants import require_open
 from portico.sessions import Doors, Sessions
 from portico.sessions.doors import find_cookie_name, parse_cookies
 
@@ -65,12 +66,18 @@ async def identify_browser(request: Request) -> Identity:
 
     Raises:
         NotSignedIn: Nobody.
+        Forbidden: A participant of an event, for whom this is not.
     """
     context = get_context(request)
     token = parse_cookies(request.headers.get("cookie", "")).get(find_cookie_name(context.config), "")
     if not token:
         raise NotSignedIn("You are not signed in.")
-    return await in_thread(context.accounts.authenticate, token, get_address(request))
+    return _check(request, await in_thread(context.accounts.authenticate, token, get_address(request)))
+
+
+def _check(request: Request, who: Identity) -> Identity:
+    require_open(who, request.method, request.url.path)
+    return who
 
 
 async def identify(request: Request) -> Identity:
@@ -82,7 +89,7 @@ async def identify(request: Request) -> Identity:
     context, arrival = get_context(request), request.scope["portico"]
     token = find_bearer(request.headers.get("authorization", ""))
     if token is not None:
-        return await in_thread(context.accounts.authenticate_api_token, token, get_address(request))
+        return _check(request, await in_thread(context.accounts.authenticate_api_token, token, get_address(request)))
     if arrival["socket"] == "api":
-        return await in_thread(context.accounts.identify_uid, int(arrival["peer_uid"]))
+        return _check(request, await in_thread(context.accounts.identify_uid, int(arrival["peer_uid"])))
     return await identify_browser(request)

@@ -1,6 +1,6 @@
 """The pages: server-rendered, usable without scripts but for terminal and desktop, which are scripts by nature."""
 
-from portico.portal.pages import entrance, people, work, work_jobs
+from portico.portal.pages import entrance, event_door, events, people, work, work_jobs
 from portico.portal.pages.routers import find_safe_path, public, router
 
-__all__ = ["entrance", "find_safe_path", "people", "public", "router", "work", "work_jobs"]
+__all__ = ["entrance", "event_door", "events", "find_safe_path", "people", "public", "router", "work", "work_jobs"]
