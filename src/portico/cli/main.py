@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from portico.cli import demo, jobs, people, service, show, work
+from portico.cli import demo, events, jobs, people, service, show, work
 from portico.cli.client import Target, check_url
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(work.app, name="app")
 app.add_typer(people.token, name="token")
 app.add_typer(jobs.job, name="job")
 app.add_typer(demo.cluster, name="cluster")
+app.add_typer(events.event, name="event")
 app.command("audit")(people.read_audit)
 app.command("whoami")(people.whoami)
 app.command("login")(people.login)
