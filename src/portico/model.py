@@ -24,6 +24,8 @@ class Role(enum.StrEnum):
     """What a user may do is decided by this alone; accounts/permissions.py has the table."""
 
     USER = "user"
+    PARTICIPANT = "participant"  # sits on a seat of an event; less than a user (portal/participants.py)
+    ORGANISER = "organiser"
     MONITOR = "monitor"
     ADMIN = "admin"
 
@@ -304,6 +306,124 @@ class SshConnection:
     boot_id: str
     credential: str
     user_name: str
+
+
+class EventState(enum.StrEnum):
+    """The life of an event; OPEN and CLOSED alternate, the rest only moves forward."""
+
+    DRAFT = "draft"  # nobody but its organisers sees it
+    OPEN = "open"  # the landing page takes registrations
+    CLOSED = "closed"  # it takes none; participants go on
+    ENDED = "ended"  # nothing runs; participants fetch their folder
+    REMOVED = "removed"  # accounts, homes and answers are gone
+
+
+class SeatState(enum.StrEnum):
+    """The life of a seat; then its row is gone, and its name is never given again."""
+
+    MAKING = "making"
+    FREE = "free"
+    TAKEN = "taken"
+    REMOVING = "removing"
+
+
+@dataclass(frozen=True)
+class EventApp:
+    """An app that an event offers, and what a session of it gets; None is what the app says."""
+
+    app_id: str
+    cores: float | None = None
+    memory_gb: float | None = None
+    hours: float | None = None
+
+
+@dataclass(frozen=True)
+class EventField:
+    """What the registration asks; of kind TEXT, CHOICE or CHECKBOX."""
+
+    name: str
+    label: str
+    kind: FieldKind = FieldKind.TEXT
+    required: bool = False
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EventSettings:
+    """What an organiser decides of an event. Texts are Markdown; ``colour`` and ``second_colour`` are ``#rrggbb``.
+
+    ``texts`` are what participants must accept: name and text. ``cluster`` and ``placement`` are as a session's.
+    """
+
+    welcome: str = ""
+    colour: str = "#2059bd"
+    second_colour: str = "#17693a"
+    registration: bool = True
+    apps: tuple[EventApp, ...] = ()
+    cluster: str = ""
+    placement: dict[str, str] = field(default_factory=dict)
+    fields: tuple[EventField, ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
+    start_command: str = ""
+    fetch_hours: float = 72
+
+
+@dataclass(frozen=True)
+class Event:
+    """A workshop or school. ``summary`` is what stays of it: numbers, no names."""
+
+    id: int
+    slug: str
+    title: str
+    organiser_name: str
+    state: EventState
+    created: datetime
+    begins: datetime
+    ends: datetime
+    settings: EventSettings = field(default_factory=EventSettings)
+    ended: datetime | None = None
+    summary: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fetch_until(self) -> datetime | None:
+        """Until when participants may fetch their folder; None before the end."""
+        return self.ended + timedelta(hours=self.settings.fetch_hours) if self.ended else None
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A seat of an event: a user and a POSIX account. ``trouble`` is for the organiser to read."""
+
+    id: int
+    event_id: int
+    name: str
+    state: SeatState
+    has_secret: bool = False
+    trouble: str = ""
+    taken: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What somebody filled in and accepted; without ``seat_name`` they wait for a seat."""
+
+    id: int
+    event_id: int
+    answers: dict[str, str]
+    accepted: dict[str, str]
+    at: datetime
+    address: str
+    seat_name: str = ""
+
+
+@dataclass(frozen=True)
+class EventFile:
+    """A file of an event: its logo, or a hand-out."""
+
+    name: str
+    kind: str
+    media_type: str
+    size_bytes: int
 
 
 @dataclass(frozen=True)

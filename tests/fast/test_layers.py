@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "accounts": {"ssh", "store"},
     "sessions": {"accounts", "schedulers", "ssh", "store"},
     "jobs": {"accounts", "schedulers", "sessions", "store"},
-    "portal": {"accounts", "jobs", "sessions", "ssh", "store"},
+    "events": {"accounts", "jobs", "sessions", "store"},
+    "portal": {"accounts", "events", "jobs", "sessions", "ssh", "store"},
     "cli": {
         "demo",
         "ssh",
@@ -38,6 +39,7 @@ MAY_IMPORT = {
         "accounts",
         "sessions",
         "jobs",
+        "events",
         "portal",
     },
 }

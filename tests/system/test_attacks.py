@@ -190,7 +190,7 @@ def test_an_admins_own_processes_are_no_admin(scene: Scene) -> None:
 
 def test_the_apps_origin_serves_nothing_of_the_portal(scene: Scene) -> None:
     apps = f"http://localhost:{scene.house.apps_port}"
-    paths = ["/", "/sign-in", "/account", "/admin/users", "/events", f"/sessions/{scene.terminal}", "/api/v1/me"]
+    paths = ["/", "/sign-in", "/account", "/admin/users", "/feed", f"/sessions/{scene.terminal}", "/api/v1/me"]
     with httpx.Client(base_url=apps, cookies=dict(scene.alice.http.cookies), headers={"Origin": apps}) as client:
         for path in [*paths, "/api/v1/openapi.json", "/static/", "/_portico/", "/_portico/../sign-in"]:
             assert client.get(path).status_code in (400, 404), path

@@ -174,7 +174,7 @@ def test_a_terminal_streams_through_it(front: Site, person: DistantPerson) -> No
 
 
 def test_events_come_at_once(front: Site, person: DistantPerson) -> None:
-    with person.http.stream("GET", "/api/v1/events") as events:
+    with person.http.stream("GET", "/api/v1/feed") as events:
         lines = events.iter_lines()
         assert "event: hello" in (next(lines), next(lines), next(lines))
         assert events.headers["content-type"].startswith("text/event-stream")

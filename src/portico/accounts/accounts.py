@@ -15,21 +15,15 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from portico.accounts import passwords
+from portico.accounts.entrance import Entrance
 from portico.accounts.permissions import Permission, require
 from portico.accounts.posix import PosixAccounts
 from portico.config import Config
-from portico.errors import Conflict, Forbidden, Invalid, NotFound, NotSignedIn, TooMany
+from portico.errors import Conflict, Forbidden, Invalid, NotFound, NotSignedIn
 from portico.model import USER_NAME, AuditEntry, Identity, Role, SignIn, User, UserState, Via, now
 from portico.store import Store, Transaction
 
 CODE_DAYS: Final = 7
-FAILURE_WINDOW: Final = timedelta(minutes=15)
-FAILURES_PER_PAIR: Final = 5
-"""Of one account from one address; a person mistypes less often."""
-FAILURES_PER_ACCOUNT: Final = 50
-"""From everywhere: bounds a spread-out guess to about 5,000 a day, and needs many addresses to lock somebody out."""
-FAILURES_PER_ADDRESS: Final = 50
-"""Of all accounts: a whole institute may stand behind one address."""
 TOKEN_DAYS_MAX: Final = 365
 LAST_SEEN_STEP: Final = timedelta(minutes=1)
 RESERVED_NAMES: Final = frozenset({"root", "portico"})
@@ -59,6 +53,7 @@ class Accounts:
         self._posix = posix
         self.on_cut = on_cut
         self._clock = clock
+        self.entrance = Entrance(store, config, clock)
 
     # users
 
@@ -151,11 +146,11 @@ class Accounts:
         Raises:
             Invalid: The old one is wrong, or the new one no good.
         """
-        self._throttle(who.user_name, who.address)
+        self.entrance.throttle(who.user_name, who.address)
         with self._store.read() as tx:
             stored = tx.find_password(who.user_id)
         if not passwords.verify_password(old, stored):
-            self._record_failure(who.user_name, who.address)
+            self.entrance.record_failure(who.user_name, who.address)
             raise Invalid("The present password is wrong.", field="old")
         passwords.check_password(new, who.user_name, self._config.password_min_length)
         password_hash = passwords.hash_password(new)
@@ -277,47 +272,21 @@ class Accounts:
             NotSignedIn: Wrong name or password; which of the two is not told.
             Forbidden: The password is right, and the account is locked.
         """
-        self._throttle(name, address)
+        self.entrance.throttle(name, address)
         with self._store.read() as tx:
             user = tx.find_user(name)
             stored = tx.find_password(user.id) if user else None
         if not passwords.verify_password(password, stored) or user is None or stored is None:
-            self._record_failure(name, address)
+            self.entrance.record_failure(name, address)
             raise NotSignedIn("The name or the password is wrong.", hint="A forgotten password: ask for a new link.")
         if user.state is UserState.LOCKED:
             raise Forbidden("This account is locked.", hint="Ask your administrator.")
         rehashed = passwords.hash_password(password) if passwords.needs_rehash(stored) else None
-        token, at = passwords.make_token(), self._clock()
         with self._store.begin() as tx:
-            expires = at + timedelta(hours=self._config.sign_in_hours)
-            tx.delete_expired(at, at - timedelta(hours=self._config.idle_hours))
-            tx.delete_failures(at - FAILURE_WINDOW)
             tx.clear_failures(name, address)
             if rehashed:
                 tx.set_password(user.id, rehashed)
-            sign_in_id = tx.add_sign_in(user.id, passwords.hash_token(token), at, expires, address, browser)
-            tx.add_audit(name, "sign-in:add", name, "", address)
-        return Identity(user.id, user.name, user.role, Via.COOKIE, sign_in_id, address), token
-
-    def _throttle(self, name: str, address: str) -> None:
-        since = self._clock() - FAILURE_WINDOW
-        with self._store.read() as tx:
-            too_many = (
-                tx.count_failures(since, name=name, address=address) >= FAILURES_PER_PAIR
-                or tx.count_failures(since, name=name) >= FAILURES_PER_ACCOUNT
-                or tx.count_failures(since, address=address) >= FAILURES_PER_ADDRESS
-            )
-        if too_many:
-            raise TooMany(
-                "Too many attempts failed.",
-                hint=f"Try again in {FAILURE_WINDOW.seconds // 60} minutes, or ask your administrator for a new link.",
-                retry_after_s=FAILURE_WINDOW.total_seconds(),
-            )
-
-    def _record_failure(self, name: str, address: str) -> None:
-        with self._store.begin() as tx:
-            tx.add_failure(name, address, self._clock())
-            tx.add_audit("", "sign-in:fail", name if USER_NAME.match(name) else "(not a user name)", "", address)
+            return self.entrance.admit(tx, user, address, browser)
 
     def authenticate(self, token: str, address: str) -> Identity:
         """Return who has this cookie.
@@ -387,7 +356,8 @@ class Accounts:
         in_range = self._config.uid_min <= uid <= self._config.uid_max
         if user is None or user.state is UserState.LOCKED or not (own or in_range):
             raise NotSignedIn(f"The account {name} is no user of this portal.", hint="Ask your administrator.")
-        return Identity(user.id, user.name, user.role if own else Role.USER, Via.SOCKET)
+        plain = user.role if own or user.role is Role.PARTICIPANT else Role.USER
+        return Identity(user.id, user.name, plain, Via.SOCKET)
 
     def list_sign_ins(self, who: Identity, everyone: bool = False) -> list[SignIn]:
         """Return one's own sign-ins, or everyone's."""

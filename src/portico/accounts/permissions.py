@@ -27,10 +27,14 @@ class Permission(enum.StrEnum):
     APP_DIAGNOSE = "app:diagnose"
     AUDIT_READ = "audit:read"
     METRICS_READ = "metrics:read"
+    EVENT_CREATE = "event:create"
+    EVENT_MANAGE = "event:manage"
 
 
 ROLE_PERMISSIONS: Final[dict[Role, frozenset[Permission]]] = {
     Role.USER: frozenset(),
+    Role.PARTICIPANT: frozenset(),
+    Role.ORGANISER: frozenset({Permission.EVENT_CREATE}),
     Role.MONITOR: frozenset({Permission.METRICS_READ}),
     Role.ADMIN: frozenset(Permission),
 }

@@ -22,6 +22,8 @@ Json = dict[str, Any]
 
 AT_ONCE: Final = 8
 TIMEOUT_LIMIT_S: Final = 300.0
+STREAM_LIMIT_S: Final = 4 * 3600.0
+"""Of one whose output goes to somebody's slow browser."""
 OUTPUT_LIMIT_BYTES: Final = 32 << 20
 STDERR_LIMIT_BYTES: Final = 16 * 1024
 INHERITED: Final = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "PATH")
@@ -29,15 +31,23 @@ INHERITED: Final = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "PATH")
 
 
 class Running:
-    """A program under way."""
+    """A program under way. ``stdout`` is where its output goes; by default it is kept."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], stdin: int, timeout_s: float, limit: int) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        stdin: int,
+        timeout_s: float,
+        limit: int,
+        stdout: int = subprocess.PIPE,
+    ) -> None:
         try:
             self.process = subprocess.Popen(
                 list(argv),
                 env=dict(env),
                 stdin=stdin,
-                stdout=subprocess.PIPE,
+                stdout=stdout,
                 stderr=subprocess.PIPE,
                 cwd=env.get("HOME", "/"),
                 start_new_session=True,
@@ -48,12 +58,14 @@ class Running:
             ) from error
         except (OSError, ValueError) as error:
             raise Unavailable(f"The program {argv[0]} could not be run.", why=str(error)) from error
-        assert self.process.stdout is not None and self.process.stderr is not None
+        assert self.process.stderr is not None
         self.pidfd = os.pidfd_open(self.process.pid)
         self.deadline = time.monotonic() + timeout_s
         self.timed_out = self.cut = False
-        self._limits = {self.process.stdout: limit, self.process.stderr: STDERR_LIMIT_BYTES}
-        self._output = {self.process.stdout: bytearray(), self.process.stderr: bytearray()}
+        self._limits: dict[Any, int] = {self.process.stderr: STDERR_LIMIT_BYTES}
+        if self.process.stdout is not None:
+            self._limits[self.process.stdout] = limit
+        self._output: dict[Any, bytearray] = {pipe: bytearray() for pipe in self._limits}
         for pipe in self._output:
             os.set_blocking(pipe.fileno(), False)
 
@@ -83,7 +95,8 @@ class Running:
     def finish(self) -> tuple[Json, list[int]]:
         """Return the answer, once it has ended; its descriptor is the caller's."""
         status = self.process.wait()
-        stdout, stderr = self._output.values()
+        stdout = self._output.get(self.process.stdout, bytearray())
+        stderr = self._output[self.process.stderr]
         return {
             "status": status,
             "stderr": stderr.decode("utf-8", errors="replace"),
@@ -128,7 +141,7 @@ class Commands:
         Args:
             request_id: What the answer bears.
             args: As docs/protocol.md has it.
-            fds: Standard input, or nothing; the caller closes them.
+            fds: Standard input, or nothing; with ``stream`` standard output. The caller closes them.
 
         Raises:
             Invalid: The arguments are not understood.
@@ -141,15 +154,20 @@ class Commands:
             raise Invalid("A command has an argv and an env.")
         if not all(isinstance(text, str) and "\0" not in text for text in [*argv, *env, *env.values()]):
             raise Invalid("argv and env must be texts.")
-        if not isinstance(timeout_s, (int, float)) or not 0 < timeout_s <= TIMEOUT_LIMIT_S:
-            raise Invalid(f"timeout_s must be above 0 and at most {TIMEOUT_LIMIT_S:g}.")
+        stream = args.get("stream") is True
+        most_s = STREAM_LIMIT_S if stream else TIMEOUT_LIMIT_S
+        if not isinstance(timeout_s, (int, float)) or not 0 < timeout_s <= most_s:
+            raise Invalid(f"timeout_s must be above 0 and at most {most_s:g}.")
+        if stream and len(fds) != 1:
+            raise Invalid("A stream has a descriptor to go to.")
         if type(limit) is not int or not 0 <= limit <= OUTPUT_LIMIT_BYTES:
             raise Invalid(f"limit_bytes must be from 0 to {OUTPUT_LIMIT_BYTES}.")
         if len(self._running) >= AT_ONCE:
             raise TooMany(f"{AT_ONCE} of your commands run already.", retry_after_s=1)
         clean = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        stdin = fds[0] if fds else subprocess.DEVNULL
-        running = Running(argv, {"PATH": os.defpath, **clean, **env}, stdin, timeout_s, limit)
+        stdin = fds[0] if fds and not stream else subprocess.DEVNULL
+        stdout = fds[0] if stream else subprocess.PIPE
+        running = Running(argv, {"PATH": os.defpath, **clean, **env}, stdin, timeout_s, limit, stdout)
         self._running[running] = request_id
         self._selector.register(running.pidfd, selectors.EVENT_READ, lambda: self._end(running))
         for pipe in running.pipes:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from portico.cli import demo, desktop, jobs, keys, people, service, show, ssh, ssh_config, work
+from portico.cli import demo, desktop, events, jobs, keys, people, service, show, ssh, ssh_config, work
 from portico.cli.client import Target, check_url
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.add_typer(desktop.desktop, name="desktop")
 ssh.ssh.command("config")(ssh_config.config)
 ssh.ssh.command("drop-in")(ssh_config.drop_in)
 app.add_typer(ssh.ssh, name="ssh")
+app.add_typer(events.event, name="event")
 app.command("audit")(people.read_audit)
 app.command("whoami")(people.whoami)
 app.command("login")(people.login)

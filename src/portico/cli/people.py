@@ -60,7 +60,7 @@ def _show_link(made: dict[str, Any], as_json: bool, sentence: str) -> None:
 def set_role(
     context: typer.Context,
     name: Name,
-    role: Annotated[str, typer.Argument(help="user, monitor or admin")],
+    role: Annotated[str, typer.Argument(help="user, organiser, monitor or admin")],
     as_json: AsJson = False,
 ) -> None:
     """Make a user an admin, or an admin a user."""

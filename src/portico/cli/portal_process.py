@@ -16,9 +16,11 @@ from portico.accounts.ssh_guide import SshGuide
 from portico.cli.relay_files import read_certificate, read_secret
 from portico.config import ClusterConfig, Config
 from portico.errors import NotFound
+from portico.events import Events
 from portico.jobs import Jobs, Templates
 from portico.model import Role
 from portico.portal import serve
+from portico.portal.context import Services
 from portico.portal.ssh_door import SshDoor
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity
@@ -104,14 +106,25 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     doors = Doors(store, config, accounts, sessions.connect)
     templates = Templates([Path(folder) for folder in config.job_template_dirs])
     jobs = Jobs(rows, machine, runner, [place.cluster for place in places], sessions.notices, templates)
+    events = Events(store, config, accounts, sessions, machine)
     await asyncio.to_thread(lambda: authority.user_public)  # sshd waits for it
     entry = SshEntry(store, config, machine.end_ssh)
     ssh = SshDoor(config, accounts, entry, SshSessions(sessions, entry, authority, config))
     if admin := os.environ.get("PORTICO_ADMIN"):
         make_admin(accounts, admin)
     try:
-        guide = SshGuide(config, entry, authority)
-        await serve(config, accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, guide, listeners, relays, ssh)
+        services = Services(
+            config=config,
+            accounts=accounts,
+            sessions=sessions,
+            doors=doors,
+            jobs=jobs,
+            events=events,
+            ssh_keys=ssh_keys,
+            ssh_certificates=ssh_certificates,
+            guide=SshGuide(config, entry, authority),
+        )
+        await serve(services, listeners, relays, ssh)
     finally:
         machine.close()
         store.close()

@@ -433,8 +433,8 @@ async def revoke_token(request: Request, who: Who, token_id: RowId) -> None:
     await in_thread(get_context(request).accounts.revoke_api_token, who, token_id)
 
 
-@router.get("/events")
-async def stream_events(request: Request, who: Who, everyone: bool = False) -> Response:
+@router.get("/feed")
+async def stream_feed(request: Request, who: Who, everyone: bool = False) -> Response:
     """Send an event `change` whenever something that one sees has changed (server-sent events), `end` at the end."""
     context = get_context(request)
     if everyone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,31 +13,18 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from portico.accounts import Accounts, SshCertificates, SshKeys
-from portico.accounts.ssh_guide import SshGuide
 from portico.config import Config
 from portico.errors import BY_CODE, Invalid, NotFound, NotSignedIn, PorticoError
-from portico.jobs import Jobs
 from portico.model import Identity
-from portico.portal import api, jobs_api, pages, ssh_api, ssh_guide_api, ssh_login_api
-from portico.portal.context import Context, get_context, identify_browser
+from portico.portal import api, events_api, jobs_api, pages, ssh_api, ssh_guide_api, ssh_login_api
+from portico.portal.context import Context, Services, get_context, identify_browser
 from portico.portal.guard import Guard
 from portico.portal.metrics import Meter
 from portico.portal.rendering import get_status, render
 from portico.portal.static_files import CachedFiles, render_version
-from portico.sessions import Doors, Sessions
 
 
-def create_app(
-    accounts: Accounts,
-    sessions: Sessions,
-    doors: Doors,
-    jobs: Jobs,
-    ssh_keys: SshKeys,
-    ssh_certificates: SshCertificates,
-    guide: SshGuide,
-    config: Config,
-) -> FastAPI:
+def create_app(services: Services) -> FastAPI:
     """Return the application, not yet behind the guard."""
     app = FastAPI(
         title="Portico",
@@ -47,10 +35,10 @@ def create_app(
         openapi_url="/api/v1/openapi.json",
         redirect_slashes=False,
     )
-    static, assets = Path(__file__).parent / "static", Path(config.install_dir) / "assets"
+    static, assets = Path(__file__).parent / "static", Path(services.config.install_dir) / "assets"
     version = render_version(static, assets)
-    app.state.context = Context(config, accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, guide, version)
-    routers = [api.public, api.router, jobs_api.router, ssh_api.router, ssh_guide_api.router]
+    app.state.context = Context(**vars(services), version=version)
+    routers = [api.public, api.router, jobs_api.router, events_api.router, ssh_api.router, ssh_guide_api.router]
     routers += [ssh_login_api.public, ssh_login_api.router]
     for router in (*routers, pages.public, pages.router):
         app.include_router(router)
@@ -85,7 +73,9 @@ async def show_error(request: Request, error: Exception) -> Response:
         headers = {"Retry-After": str(int(error.retry_after_s))} if error.retry_after_s else None
         return JSONResponse({"error": error.to_wire()}, status_code=get_status(error), headers=headers)
     if isinstance(error, NotSignedIn):
-        if request.method == "GET" and request.url.path != "/events":
+        if request.method == "GET" and request.url.path != "/feed":
+            if match := re.match(r"/e/([a-z0-9-]+)/", request.url.path):
+                return RedirectResponse(f"/e/{match[1]}/sign-in", status_code=303)
             return RedirectResponse(f"/sign-in?next={quote(request.url.path)}", status_code=303)
         return render(request, "sign_in.html", None, error=error, next="/")
     if request.scope["portico"]["listener"] == "apps":  # where the portal's stylesheet is not served

@@ -14,11 +14,13 @@ from portico.accounts import Accounts, SshCertificates, SshKeys
 from portico.accounts.ssh_guide import SshGuide
 from portico.config import Config
 from portico.errors import NotSignedIn
+from portico.events import Events
 from portico.jobs import Jobs
 from portico.model import Identity
 from portico.portal.feeds import Feeds
 from portico.portal.guard import find_bearer
 from portico.portal.metrics import Metrics
+from portico.portal.participants import require_open
 from portico.sessions import Doors, Sessions
 from portico.sessions.doors import find_cookie_name, parse_cookies
 
@@ -30,17 +32,24 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Context:
-    """The portal's objects, made by ``cli``. ``version`` stands in the URL of static files."""
+class Services:
+    """What the portal shows and does, made by ``cli``."""
 
     config: Config
     accounts: Accounts
     sessions: Sessions
     doors: Doors
     jobs: Jobs
+    events: Events
     ssh_keys: SshKeys
     ssh_certificates: SshCertificates
     guide: SshGuide
+
+
+@dataclass(frozen=True)
+class Context(Services):
+    """All that pages and API share. ``version`` stands in the URL of static files."""
+
     version: str
     feeds: Feeds = field(default_factory=Feeds)
     metrics: Metrics = field(default_factory=Metrics)
@@ -67,12 +76,18 @@ async def identify_browser(request: Request) -> Identity:
 
     Raises:
         NotSignedIn: Nobody.
+        Forbidden: A participant of an event, for whom this is not.
     """
     context = get_context(request)
     token = parse_cookies(request.headers.get("cookie", "")).get(find_cookie_name(context.config), "")
     if not token:
         raise NotSignedIn("You are not signed in.")
-    return await in_thread(context.accounts.authenticate, token, get_address(request))
+    return _check(request, await in_thread(context.accounts.authenticate, token, get_address(request)))
+
+
+def _check(request: Request, who: Identity) -> Identity:
+    require_open(who, request.method, request.url.path)
+    return who
 
 
 async def identify(request: Request) -> Identity:
@@ -84,7 +99,7 @@ async def identify(request: Request) -> Identity:
     context, arrival = get_context(request), request.scope["portico"]
     token = find_bearer(request.headers.get("authorization", ""))
     if token is not None:
-        return await in_thread(context.accounts.authenticate_api_token, token, get_address(request))
+        return _check(request, await in_thread(context.accounts.authenticate_api_token, token, get_address(request)))
     if arrival["socket"] == "api":
-        return await in_thread(context.accounts.identify_uid, int(arrival["peer_uid"]))
+        return _check(request, await in_thread(context.accounts.identify_uid, int(arrival["peer_uid"])))
     return await identify_browser(request)

@@ -8,6 +8,7 @@ What apps serve has another origin, so an app's page can't act as the user. This
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 BODY_LIMIT_BYTES: Final = 256 * 1024
+UPLOAD_LIMIT_BYTES: Final = 15_500_000
+"""Below the gateway's own limit (gateway/limits.py), with room for a form's parts around the file."""
+UPLOAD: Final = re.compile(r"/e/[a-z0-9-]+/files|/events/[a-z0-9-]+/(?:handouts|logo)")
 API: Final = "/api/v1/"
 ENTRY: Final = "/_portico/enter"
 
@@ -67,7 +71,8 @@ class Guard:
             await send(message)
 
         fault, body = self._find_fault(scope, headers, arrival), b""
-        if not fault:
+        is_upload = scope["method"] == "POST" and UPLOAD.fullmatch(scope["path"]) is not None
+        if not fault and not is_upload:
             try:
                 body = await _read_body(receive)
             except Invalid as error:
@@ -80,7 +85,8 @@ class Guard:
             answer = await self._show_error(Request({**scope, "app": self._app}), fault[1], fault[0])
             await answer(scope, receive, send_with_headers)
             return
-        await self._app(scope, _replay(body, receive), send_with_headers)
+        # A file is taken by its page once that knows who sends it, so that nobody fills the memory with nothing.
+        await self._app(scope, _count(receive) if is_upload else _replay(body, receive), send_with_headers)
 
     def _find_fault(
         self, scope: Scope, headers: dict[str, str], arrival: dict[str, Any]
@@ -156,6 +162,20 @@ async def _read_body(receive: Receive) -> bytes:
             raise Invalid("The request is too large.", why=f"The limit is {BODY_LIMIT_BYTES // 1024} KiB.")
         if not message.get("more_body"):
             return bytes(body)
+
+
+def _count(receive: Receive) -> Receive:
+    taken = 0
+
+    async def count() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > UPLOAD_LIMIT_BYTES:
+            raise Invalid("The file is too large.", why=f"The limit is {UPLOAD_LIMIT_BYTES // 1_000_000} MB.")
+        return message
+
+    return count
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

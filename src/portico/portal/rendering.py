@@ -8,9 +8,11 @@ from typing import Any, Final
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from portico.accounts import Permission, may
 from portico.errors import Conflict, Forbidden, Invalid, NotFound, NotSignedIn, PorticoError, TooMany, Unavailable
+from portico.events.markdown import render_markdown
 from portico.model import Identity, now
 from portico.portal.context import get_context
 from portico.sessions.reasons import describe_end
@@ -98,6 +100,7 @@ def render_duration(seconds: float | None) -> str:
 
 
 _environment.filters |= {"duration": render_duration}
+_environment.filters |= {"markdown": lambda text: Markup(render_markdown(text))}  # noqa: S704  (it is escaped there)
 _environment.filters |= {"bytes": render_bytes, "time": render_time, "left": render_left, "browser": render_browser}
 _environment.globals |= {
     "describe_end": describe_end,

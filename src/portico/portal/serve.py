@@ -20,15 +20,12 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from portico import wire
-from portico.accounts import Accounts, SshCertificates, SshKeys
-from portico.accounts.ssh_guide import SshGuide
-from portico.config import Config
 from portico.errors import NotFound, PorticoError
-from portico.jobs import Jobs
 from portico.portal.app import create_app, guard
+from portico.portal.context import Services
 from portico.portal.feeds import Feeds
 from portico.portal.ssh_door import SshDoor
-from portico.sessions import Doors, Relays, Sessions
+from portico.sessions import Doors, Relays
 
 log = logging.getLogger(__name__)
 
@@ -156,14 +153,7 @@ class Gateways:
 
 
 async def serve(
-    config: Config,
-    accounts: Accounts,
-    sessions: Sessions,
-    doors: Doors,
-    jobs: Jobs,
-    ssh_keys: SshKeys,
-    ssh_certificates: SshCertificates,
-    guide: SshGuide,
+    services: Services,
     listeners: Mapping[str, socket.socket],
     relays: Relays | None = None,
     ssh: SshDoor | None = None,
@@ -171,28 +161,23 @@ async def serve(
     """Serve until SIGTERM.
 
     Args:
-        config: The settings.
-        accounts: Users.
-        sessions: What they run; its keeper runs here.
-        doors: What gateways ask.
-        jobs: People's own jobs on clusters.
-        ssh_keys: People's public keys.
-        ssh_certificates: What is signed for people's keys.
-        guide: Tells people the way in by SSH.
+        services: What is served; the keepers of sessions, jobs and events run here.
         listeners: ``portal``, ``api``, ``routes``, ``relays`` and ``ssh``.
         relays: What the rendezvous asks, where there is one.
         ssh: What sshd and its users ask.
     """
-    app: FastAPI = create_app(accounts, sessions, doors, jobs, ssh_keys, ssh_certificates, guide, config)
+    config, sessions = services.config, services.sessions
+    app: FastAPI = create_app(services)
     feeds: Feeds = app.state.context.feeds
-    gateways = Gateways(doors, feeds)
+    gateways = Gateways(services.doors, feeds)
 
     def cut(tags: list[str]) -> None:
         gateways.cut_soon(tags)
         if ssh is not None:
             ssh.cut_soon(tags)
 
-    accounts.on_cut = ssh_keys.on_cut = ssh_certificates.on_cut = sessions.on_cut = cut
+    for one in (services.accounts, services.ssh_keys, services.ssh_certificates, sessions):
+        one.on_cut = cut
     metrics = app.state.context.metrics
     metrics.ask_gateways = gateways.ask_metrics
     protocol = type("Protocol", (PortalProtocol,), {"api_path": listeners["api"].getsockname()})
@@ -215,7 +200,8 @@ async def serve(
         asyncio.create_task(server.serve(sockets=[listeners["portal"], listeners["api"]])),
         asyncio.create_task(gateways.listen(listeners["routes"])),
         asyncio.create_task(sessions.run()),
-        asyncio.create_task(jobs.run()),
+        asyncio.create_task(services.jobs.run()),
+        asyncio.create_task(services.events.run()),
         asyncio.create_task(metrics.watch_lag()),
     ]
     if ssh is not None:

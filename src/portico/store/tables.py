@@ -5,7 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, Dialect, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 from sqlalchemy.types import TypeDecorator
 
 
@@ -216,6 +229,68 @@ ssh_connections = Table(
     Column("at", UtcTime, nullable=False),
 )
 """sshd processes that asked for a key or a certificate and got it: ``credential`` is ``key:3`` or ``certificate:4``."""
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("slug", String(40), nullable=False, unique=True),
+    Column("title", String(100), nullable=False),
+    Column("organiser_name", String(32), nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("created", UtcTime, nullable=False),
+    Column("begins", UtcTime, nullable=False),
+    Column("ends", UtcTime, nullable=False),
+    Column("settings", JSON, nullable=False),
+    Column("ended", UtcTime),
+    Column("summary", JSON, nullable=False),
+    Column("next_number", Integer, nullable=False),  # of the next seat: no name is given twice
+    sqlite_autoincrement=True,
+)
+
+
+def _event() -> Column[int]:
+    return Column("event_id", ForeignKey("events.id", ondelete="CASCADE"), nullable=False, index=True)
+
+
+event_files = Table(
+    "event_files",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _event(),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("media_type", String(40), nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Index("uq_event_files_event_kind_name", "event_id", "kind", "name", unique=True),
+)
+
+seats = Table(
+    "seats",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _event(),
+    Column("name", String(32), nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("secret", Text),
+    Column("trouble", Text, nullable=False),
+    Column("taken", UtcTime),
+    sqlite_autoincrement=True,
+)
+
+registrations = Table(
+    "registrations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _event(),
+    Column("token_hash", String(64), unique=True),
+    Column("answers", JSON, nullable=False),
+    Column("accepted", JSON, nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("seat_name", String(32), unique=True),  # none: it waits for one
+    sqlite_autoincrement=True,
+)
 
 audit = Table(
     "audit",

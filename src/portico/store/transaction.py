@@ -25,12 +25,13 @@ from portico.model import (
     now,
 )
 from portico.store import tables as t
+from portico.store.event_rows import EventRows
 from portico.store.ssh_rows import SshRows
 
 LIVE = (SessionState.QUEUED, SessionState.STARTING, SessionState.READY)
 
 
-class Transaction(SshRows):
+class Transaction(EventRows, SshRows):
     """What can be read and changed at once. Nothing here decides who may."""
 
     def __init__(self, connection: Connection) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from portico.accounts import ROOT, Accounts, Permission, passwords
+from portico.accounts import ROOT, Accounts, Permission, entrance, passwords
 from portico.accounts import accounts as module
 from portico.accounts.permissions import ROLE_PERMISSIONS
 from portico.config import Config
@@ -169,20 +169,20 @@ def test_a_wrong_name_and_a_wrong_password_sound_the_same(desk: Desk) -> None:
 
 def test_guessing_ends_after_five_and_only_there(desk: Desk) -> None:
     desk.add("alice")
-    for _ in range(module.FAILURES_PER_PAIR):
+    for _ in range(entrance.FAILURES_PER_PAIR):
         with pytest.raises(NotSignedIn):
             desk.sign_in("alice", "wrong", THERE)
     with pytest.raises(TooMany) as error:
         desk.sign_in("alice", PASSWORD, THERE)
     assert error.value.retry_after_s
     desk.sign_in("alice", PASSWORD, HERE)  # the attacker elsewhere does not lock her out
-    desk.at += module.FAILURE_WINDOW
+    desk.at += entrance.FAILURE_WINDOW
     desk.sign_in("alice", PASSWORD, THERE)
 
 
 def test_spread_out_guessing_ends_too(desk: Desk) -> None:
     desk.add("alice")
-    for n in range(module.FAILURES_PER_ACCOUNT):
+    for n in range(entrance.FAILURES_PER_ACCOUNT):
         with pytest.raises(NotSignedIn):
             desk.sign_in("alice", "wrong", f"203.0.113.{n}")
     with pytest.raises(TooMany):
@@ -190,7 +190,7 @@ def test_spread_out_guessing_ends_too(desk: Desk) -> None:
 
 
 def test_one_address_tries_only_so_many_names(desk: Desk) -> None:
-    for n in range(module.FAILURES_PER_ADDRESS):
+    for n in range(entrance.FAILURES_PER_ADDRESS):
         with pytest.raises(NotSignedIn):
             desk.sign_in(f"user{n}", "wrong", THERE)
     with pytest.raises(TooMany):

@@ -161,3 +161,48 @@ def test_only_sealed_memory_is_read(tmp_path: Path) -> None:
                 wire.read_sealed(other, 10)
     for fd in (reader, writer, unsealed):
         os.close(fd)
+
+
+def stream(asker: Asker, *argv: str, **more: Any) -> socket.socket:
+    ours, theirs = socket.socketpair()
+    asker.next_id += 1
+    args = {"argv": list(argv), "env": {}, "timeout_s": 3600, "limit_bytes": 0, "stream": True}
+    wire.send(asker.sock, {"id": asker.next_id, "op": "command", "args": args | more}, [theirs.fileno()])
+    theirs.close()
+    return ours
+
+
+def test_a_stream_goes_past_the_agent_as_fast_as_it_is_read(asker: Asker) -> None:
+    with stream(asker, SHELL, "-c", "head -c 50000000 /dev/zero; echo done >&2") as ours:
+        time.sleep(0.2)  # it waits: nothing holds 50 MB
+        asker.send("ping")
+        assert asker.take()[1]["pid"] == os.getpid()
+        total = 0
+        while data := ours.recv(1 << 20):
+            total += len(data)
+        assert total == 50_000_000
+    _, answer, out = asker.take()
+    assert answer == {"status": 0, "stderr": "done\n", "cut": False, "timed_out": False} and out == b""
+
+
+def test_a_reader_that_goes_ends_the_program(asker: Asker) -> None:
+    with stream(asker, "/bin/cat", "/dev/zero") as ours:
+        ours.recv(1 << 16)
+    _, answer, _ = asker.take()
+    assert answer["status"] < 0
+
+
+def test_standard_input_may_be_a_socket(asker: Asker) -> None:
+    ours, theirs = socket.socketpair()
+    args = {"argv": ["/usr/bin/wc", "-c"], "env": {}, "timeout_s": 20, "limit_bytes": 100}
+    wire.send(asker.sock, {"id": 1, "op": "command", "args": args}, [theirs.fileno()])
+    theirs.close()
+    with ours:
+        ours.sendall(b"x" * 3_000_000)
+    assert asker.take()[2].strip() == b"3000000"
+
+
+def test_a_stream_without_somewhere_to_go_is_refused(asker: Asker) -> None:
+    asker.run("/bin/true", stream=True)
+    with pytest.raises(Invalid):
+        asker.take()

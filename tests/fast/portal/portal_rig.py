@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import secrets
+import shutil
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,15 +18,18 @@ from typing import Any, TypeVar, cast
 import httpx
 from table_cluster import FilesRunner, make_cluster
 
+from portico import wire
 from portico.accounts import Accounts, SshCertificates, SshKeys
 from portico.accounts.passwords import hash_token
 from portico.accounts.ssh_entry import SshEntry
 from portico.accounts.ssh_guide import SshGuide
 from portico.config import Config
 from portico.errors import NotFound
+from portico.events import Events
 from portico.jobs import Jobs
 from portico.model import Identity, Role, Session, SessionState, SshConnection, UserState, Via, now
 from portico.portal.app import create_app, guard
+from portico.portal.context import Services
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import Capacity, JobRequest
 from portico.sessions import BrokerMachine, Catalog, Doors, Sessions
@@ -66,9 +71,10 @@ class StandInAuthority:
 
 
 class StandInMachine:
-    """A machine on which every job runs at once and nothing happens."""
+    """A machine on which every job runs at once and nothing happens; commands really run, in a folder for a home."""
 
-    def __init__(self) -> None:
+    def __init__(self, homes: Path) -> None:
+        self.homes = homes
         self.running: set[str] = set()
         self.log = "a line\n"
         self.made: list[str] = []
@@ -83,11 +89,36 @@ class StandInMachine:
 
     async def remove(self, name: str, remove_home: bool) -> None:
         await self.lock(name, True)
+        self.made = [made for made in self.made if made != name]
+        if remove_home:
+            shutil.rmtree(self.homes / name, ignore_errors=True)
 
     async def ask(self, user_name: str, op: str, args: dict[str, Any], *, timeout_s: float = 10.0) -> Packet:
         if op == "look":
             return Packet(await self.look(user_name, args["session"]), [])
         return Packet({"log": {"text": self.log}, "sessions": {"sessions": [], "more": False}}.get(op, {}), [])
+
+    async def ask_once(
+        self, user_name: str, op: str, args: dict[str, Any], fds: Sequence[int], *, timeout_s: float
+    ) -> tuple[dict[str, Any], list[int]]:
+        assert op == "command"
+        home = self.homes / user_name
+        home.mkdir(parents=True, exist_ok=True)
+        stream = args.get("stream") is True
+        process = await asyncio.create_subprocess_exec(
+            *args["argv"], cwd=home, env={"HOME": str(home), "PATH": os.defpath}, stderr=asyncio.subprocess.PIPE,
+            stdin=fds[0] if fds and not stream else asyncio.subprocess.DEVNULL,
+            stdout=fds[0] if stream else asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        wire.close_all(fds)
+        try:
+            _, said = await process.communicate()
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise
+        return {"status": process.returncode, "stderr": said.decode(), "timed_out": False, "cut": False}, []
 
     async def look(self, user_name: str, key: str) -> dict[str, Any]:
         running = key in self.running
@@ -153,7 +184,7 @@ class World:
         self.loop = asyncio.new_event_loop()
         self.store = Store(folder / "state/portico.db")
         self.store.upgrade()
-        self.machine = StandInMachine()
+        self.machine = StandInMachine(folder / "homes")
         machine = cast(BrokerMachine, self.machine)
         self.catalog = Catalog([folder / "catalog"], folder / "install")
         self.scheduler = LocalScheduler(folder / "state/local", self.machine, Capacity(10_000, 10**14))
@@ -173,12 +204,20 @@ class World:
         (folder / "run/ssh/host_keys.pub").write_text(f"{make_key()} portico\n")
         entry = SshEntry(self.store, self.config, self.machine.end_ssh)
         self.guide = SshGuide(self.config, entry, StandInAuthority())
-        self.fastapi = create_app(
-            self.accounts, self.sessions, self.doors, self.jobs, self.ssh_keys, self.ssh_certificates, self.guide,
-            self.config,
+        self.events = Events(self.store, self.config, self.accounts, self.sessions, machine)
+        self.services = Services(
+            self.config, self.accounts, self.sessions, self.doors, self.jobs, self.events, self.ssh_keys,
+            self.ssh_certificates, self.guide,
         )  # fmt: skip
+        self.fastapi = create_app(self.services)
         self.app = guard(self.fastapi, self.config)
-        for name, role in (("root-of-all", Role.ADMIN), ("alice", Role.USER), ("bob", Role.USER), ("carol", Role.USER)):
+        for name, role in (
+            ("root-of-all", Role.ADMIN),
+            ("olga", Role.ORGANISER),
+            ("alice", Role.USER),
+            ("bob", Role.USER),
+            ("carol", Role.USER),
+        ):
             self.add_user(name, role)
 
     def write_app(self, name: str, text: str) -> None:

@@ -24,8 +24,8 @@ def test_a_feed_ends_at_once_with_its_token(own_world: World) -> None:
         async with (
             served.client("portal", Authorization=f"Bearer {token}") as client,
             served.client("portal", Authorization=f"Bearer {other}") as bystander,
-            client.stream("GET", "/api/v1/events") as feed,
-            bystander.stream("GET", "/api/v1/events") as other_feed,
+            client.stream("GET", "/api/v1/feed") as feed,
+            bystander.stream("GET", "/api/v1/feed") as other_feed,
         ):
             lines, other_lines = feed.aiter_lines(), other_feed.aiter_lines()
             assert await read_event(lines) == "hello"

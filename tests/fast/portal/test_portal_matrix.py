@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from event_matrix import EVENT_ROWS
 from fastapi.routing import iter_route_contexts
 from portal_rig import APPS_ORIGIN, ORIGIN, SSH_KEY, World, make_key
 
@@ -39,7 +40,7 @@ ROWS = {
     "POST /enrol/name": "none    none none none none none    none",
     "POST /_portico/enter": "none    none none none none none    none",  # on the portal's own origin: never
     "GET /": OWN_PAGE,
-    "GET /events": OWN_PAGE,
+    "GET /feed": OWN_PAGE,
     "GET /apps/{app_id}": OWN_PAGE,
     "POST /apps/{app_id}": OWN_PAGE,
     "GET /apps/{app_id}/icon": OWN_PAGE,
@@ -145,7 +146,7 @@ ROWS = {
     "GET /api/v1/ssh": OWN_API,
     "GET /api/v1/audit": ADMIN_API,
     "GET /api/v1/metrics": ADMIN_API,  # and for a monitor: test_portal_metrics.py
-    "GET /api/v1/events": OWN_API,
+    "GET /api/v1/feed": OWN_API,
 }
 
 FORMS: dict[str, dict[str, str]] = {
@@ -196,12 +197,12 @@ def iter_routes(world: World) -> Iterator[str]:
 def test_every_route_has_a_row_and_every_row_a_route(world: World) -> None:
     found = list(iter_routes(world))
     assert len(found) == len(set(found))
-    assert set(found) == set(ROWS)
+    assert set(found) == set(ROWS) | set(EVENT_ROWS)
 
 
 def test_a_route_without_a_row_is_found(own_world: World) -> None:
     own_world.fastapi.add_api_route("/new", lambda: None)
-    assert "GET /new" in set(iter_routes(own_world)) - set(ROWS)
+    assert "GET /new" in set(iter_routes(own_world)) - set(ROWS) - set(EVENT_ROWS)
 
 
 def ask_as(world: World, row: str, who: str) -> Any:
@@ -255,7 +256,7 @@ def ask_as(world: World, row: str, who: str) -> Any:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_each_gets_exactly_what_the_row_says(world: World, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if row.endswith("/events"):
+    if row.endswith("/feed"):
         monkeypatch.setattr(world.fastapi.state.context.feeds, "_closed", True)  # it ends at once
     found = {}
     for who in WHO:
@@ -270,7 +271,7 @@ def test_each_gets_exactly_what_the_row_says(world: World, row: str, monkeypatch
 
 def test_the_apps_origin_reaches_nothing_but_the_entry(world: World) -> None:
     cookie = world.sign_in("root-of-all")
-    for row in ROWS:
+    for row in (*ROWS, *EVENT_ROWS):
         method, path = row.split()
         if path != "/_portico/enter":
             for origin in (ORIGIN, APPS_ORIGIN):

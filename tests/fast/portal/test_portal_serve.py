@@ -62,19 +62,7 @@ def run(world: World, test: Callable[[Served], Awaitable[None]]) -> None:
 
     async def whole() -> None:
         served = Served(world)
-        task = asyncio.create_task(
-            serve(
-                world.config,
-                world.accounts,
-                world.sessions,
-                world.doors,
-                world.jobs,
-                world.ssh_keys,
-                world.ssh_certificates,
-                world.guide,
-                served.listeners,
-            )
-        )
+        task = asyncio.create_task(serve(world.services, served.listeners))
         try:
             async with asyncio.timeout(20):
                 await test(served)
@@ -150,7 +138,7 @@ def test_cuts_reach_every_gateway_and_the_feeds(own_world: World) -> None:
         first, second = await served.connect_gateway(), await served.connect_gateway()
         async with (
             served.client("portal", Cookie=f"portico={cookie}") as portal,
-            portal.stream("GET", "/events") as feed,
+            portal.stream("GET", "/feed") as feed,
         ):
             lines = feed.aiter_lines()
             assert await read_event(lines) == "hello"
@@ -199,7 +187,7 @@ def test_a_feed_tells_of_changes_and_ends_with_its_sign_in(own_world: World, mon
     async def test(served: Served) -> None:
         async with (
             served.client("portal", Cookie=f"portico={cookie}") as portal,
-            portal.stream("GET", "/events") as feed,
+            portal.stream("GET", "/feed") as feed,
         ):
             assert feed.headers["content-type"].startswith("text/event-stream")
             lines = feed.aiter_lines()
@@ -222,7 +210,7 @@ def test_an_open_feed_does_not_hold_up_the_end(own_world: World) -> None:
 
     async def test(served: Served) -> None:
         portal = served.client("portal", Cookie=f"portico={cookie}")
-        feed = await portal.send(portal.build_request("GET", "/events"), stream=True)
+        feed = await portal.send(portal.build_request("GET", "/feed"), stream=True)
         lines = feed.aiter_lines()
         assert await read_event(lines) == "hello"
         served.left_open += [portal, lines]  # held, or its connection would end with the last who looks at it
@@ -294,17 +282,7 @@ def test_a_keeper_that_dies_takes_the_portal_with_it(own_world: World, monkeypat
         served = Served(own_world)
         with pytest.raises(Unavailable, match="keeper"):
             async with asyncio.timeout(5):
-                await serve(
-                    own_world.config,
-                    own_world.accounts,
-                    own_world.sessions,
-                    own_world.doors,
-                    own_world.jobs,
-                    own_world.ssh_keys,
-                    own_world.ssh_certificates,
-                    own_world.guide,
-                    served.listeners,
-                )
+                await serve(own_world.services, served.listeners)
         for sock in served.listeners.values():
             sock.close()
 

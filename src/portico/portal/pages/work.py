@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from portico.accounts import Permission, may, require
 from portico.errors import Conflict, Invalid, NotFound, PorticoError, Unavailable
-from portico.model import FieldKind, Identity, Range, Reach, Session, SessionState
+from portico.model import FieldKind, Identity, Range, Reach, Role, Session, SessionState
 from portico.portal.context import RowId, get_context, in_thread
 from portico.portal.guard import render_csp
 from portico.portal.pages.routers import Text, Who, find_safe_path, router, see
@@ -23,6 +23,8 @@ LIVE: Final = (SessionState.QUEUED, SessionState.STARTING, SessionState.READY)
 async def show_home(request: Request, who: Who) -> Response:
     """Show apps, sessions and what colleagues share."""
     context = get_context(request)
+    if who.role is Role.PARTICIPANT and (event := await context.events.claims.find_event_of(who)):
+        return see(f"/e/{event.slug}/home")
     apps = await in_thread(context.sessions.catalog.list_apps)
     diagnoses = may(who, Permission.APP_DIAGNOSE)
     sessions = await context.sessions.list_sessions(who)
@@ -253,8 +255,8 @@ async def forget_notice(request: Request, who: Who, notice_id: RowId, back: Text
     return see(find_safe_path(back))
 
 
-@router.get("/events")
-async def stream_events(request: Request, who: Who, everyone: bool = False) -> Response:
+@router.get("/feed")
+async def stream_feed(request: Request, who: Who, everyone: bool = False) -> Response:
     """Tell a page that something has changed (server-sent events); the page then looks again."""
     context = get_context(request)
     if everyone:

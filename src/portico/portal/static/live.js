@@ -6,7 +6,9 @@ const live = () => [...document.querySelectorAll("[data-live]")];
 const describe = (item) => [item.textContent, item.getAttribute("href"), item.form?.getAttribute("action")].join(" ");
 
 async function refresh() {
-  const answer = await fetch(location.href, { headers: { Accept: "text/html" }, redirect: "manual" });
+  // A page that answered a form stands at the form's address, where it can't be looked at again; it says where it can.
+  const address = document.querySelector("[data-live-at]")?.dataset.liveAt ?? location.href;
+  const answer = await fetch(address, { headers: { Accept: "text/html" }, redirect: "manual" });
   if (answer.type === "opaqueredirect") return location.reload();
   if (!answer.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -55,7 +57,7 @@ function refreshSoon() {
 // A browser opens only six connections to a site (HTTP/1.1), and a feed holds one. So one page of a browser has the feed and tells
 // the others; when it goes, its lock goes to the next. Without locks (plain http, but for localhost) each page that is looked at
 // has a feed of its own.
-const address = document.querySelector("[data-everyone]") ? "/events?everyone=true" : "/events";
+const address = document.querySelector("[data-everyone]") ? "/feed?everyone=true" : "/feed";
 const channel = new BroadcastChannel(address);
 let events = null;
 

@@ -1,0 +1,231 @@
+"""The events' keeper: makes, seats, ends and removes what is due, turn after turn.
+
+What is due stands in the store, so a portal that was killed goes on where it was. One seat's trouble stops no other's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import pwd
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from portico import wire
+from portico.accounts import Accounts
+from portico.config import Config
+from portico.errors import Conflict, NotFound, PorticoError
+from portico.events.access import KEEPER
+from portico.events.claims import seat_waiting
+from portico.events.programs import render_put, run
+from portico.model import Event, EventState, Role, Seat, SeatState, UserState
+from portico.sessions import BrokerMachine, Sessions
+from portico.sessions.rows import Rows
+from portico.store import Transaction
+
+log = logging.getLogger(__name__)
+
+TURN_S: Final = 1.0
+RETRY_S: Final = 20.0
+COMMAND_S: Final = 240.0
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What is to be done in a turn; ``waiting`` has events in whose list somebody waits."""
+
+    ending: list[Event]
+    running_over: list[Seat]
+    removing: list[Seat]
+    making: list[Seat]
+    waiting: list[int]
+
+
+class Keeper:
+    """One for all events."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        config: Config,
+        accounts: Accounts,
+        sessions: Sessions,
+        machine: BrokerMachine,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._rows = rows
+        self._config = config
+        self._accounts = accounts
+        self._sessions = sessions
+        self._machine = machine
+        self._clock = clock
+        self._again: dict[str, float] = {}
+        self._news = asyncio.Event()
+
+    def wake(self) -> None:
+        """Have it look at once."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Turn after turn, until cancelled."""
+        while True:
+            try:
+                await self.turn()
+            except PorticoError as error:
+                log.warning("events: %s %s", error.message, error.why)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), TURN_S)
+            self._news.clear()
+
+    async def turn(self) -> None:
+        """Do what is due now."""
+        due = await self._rows.read(self._find_due)
+        for event in due.ending:
+            await self._rows.write(lambda tx, slug=event.slug: self._end(tx, slug))  # type: ignore[misc]
+        for seat in due.running_over:
+            await self._try(seat, self._stop(seat))
+        for seat in due.removing:
+            await self._try(seat, self._remove(seat))
+        if due.waiting:
+            await self._rows.write(lambda tx: [seat_waiting(tx, event_id, self._clock()) for event_id in due.waiting])
+        for seat in due.making:
+            await self._try(seat, self._make(seat))
+
+    def _find_due(self, tx: Transaction) -> _Due:
+        events = {event.id: event for event in tx.list_events()}
+        going = (EventState.OPEN, EventState.CLOSED)
+        live = {session.user_name for session in tx.list_live_sessions()}
+        seats = tx.list_seats()
+        over = [s for s in seats if s.name in live and events[s.event_id].state is EventState.ENDED]
+        return _Due(
+            ending=[e for e in events.values() if e.state in going and e.ends <= self._clock()],
+            running_over=over,
+            removing=[s for s in seats if s.state is SeatState.REMOVING],
+            making=[s for s in seats if s.state is SeatState.MAKING],
+            waiting=[e.id for e in events.values() if e.state in going and tx.list_waiting(e.id)],
+        )
+
+    async def _try(self, seat: Seat, work: Coroutine[Any, Any, None]) -> None:
+        if self._again.get(seat.name, 0) > time.monotonic():
+            work.close()
+            return
+        try:
+            await work
+        except PorticoError as error:
+            self._again[seat.name] = time.monotonic() + (error.retry_after_s or RETRY_S)
+            said = f"{error.message} {error.why}".strip()
+            if said != seat.trouble:
+                log.warning("seat %s: %s", seat.name, said)
+                await self._rows.write(lambda tx: tx.set_seat(seat.name, trouble=said))
+        else:
+            self._again.pop(seat.name, None)
+
+    # ending
+
+    def make_ended(self, tx: Transaction, event: Event) -> Event:
+        """Return an event as it is from its end on, with what can be said of it without names."""
+        seats, registrations = tx.list_seats(event.id), tx.list_registrations(event.id)
+        names = {seat.name for seat in seats}
+        ran = [session for session in tx.list_sessions(limit=100_000) if session.user_name in names]
+        summary = {
+            "seats": len(seats),
+            "seats taken": sum(seat.state is SeatState.TAKEN for seat in seats),
+            "registrations": len(registrations),
+            "waited in vain": sum(not one.seat_name for one in registrations),
+            "sessions": len(ran),
+        }
+        summary |= {f"sessions of {app}": n for app, n in sorted(Counter(s.app_id for s in ran).items())}
+        return replace(event, state=EventState.ENDED, ended=self._clock(), summary=summary)
+
+    def _end(self, tx: Transaction, slug: str) -> None:
+        event = tx.find_event(slug)
+        if event and event.ended is None:
+            tx.save_event(self.make_ended(tx, event))
+            tx.add_audit(KEEPER.user_name, "event:end", slug, "its time is over")
+
+    async def _stop(self, seat: Seat) -> None:
+        await self._sessions.stop_all_of(KEEPER, seat.name)
+
+    # seats
+
+    async def _make(self, seat: Seat) -> None:
+        event = await self._rows.write(lambda tx: self._add_user(tx, seat))
+        if event is None:
+            return
+        await self._machine.make(seat.name)
+        trouble = await self._furnish(event, seat)
+
+        def write(tx: Transaction) -> None:
+            present = tx.find_seat(seat.name)
+            if present and present.state is SeatState.MAKING:  # it may have been removed meanwhile
+                tx.set_seat(seat.name, state=SeatState.FREE, trouble=trouble)
+                tx.add_audit(KEEPER.user_name, "seat:make", seat.name, trouble)
+                seat_waiting(tx, event.id, self._clock())
+
+        await self._rows.write(write)
+
+    def _add_user(self, tx: Transaction, seat: Seat) -> Event | None:
+        """Add the seat's user; return its event.
+
+        Raises:
+            Conflict: Somebody else has that name, here or on this machine. Theirs must not become a guest's.
+        """
+        event, user = tx.find_event_of(seat.name), tx.find_user(seat.name)
+        if event is None:
+            return None
+        if user is None:
+            if self._config.multi_user and _has_account(seat.name):
+                raise Conflict(f"There is a POSIX account {seat.name} already.", why="It was not made for this event.")
+            tx.add_user(seat.name, Role.PARTICIPANT, UserState.ACTIVE, self._clock())
+            tx.add_audit(KEEPER.user_name, "user:add", seat.name, f"seat of {event.slug}")
+        elif user.role is not Role.PARTICIPANT:
+            raise Conflict(f"There is a user {seat.name} already.", why="They are no participant.")
+        return event
+
+    async def _furnish(self, event: Event, seat: Seat) -> str:
+        """Copy the hand-outs and run the start command; return what failed, for the organiser."""
+        trouble = []
+        files = await self._rows.read(
+            lambda tx: [
+                (file.name, tx.read_event_file(event.id, "handout", file.name) or b"")
+                for file in tx.list_event_files(event.id, "handout")
+            ]
+        )
+        for name, content in files:
+            try:
+                await run(self._machine, seat.name, render_put("", name), [wire.seal(content)])
+            except PorticoError as error:
+                trouble.append(f"{name}: {error.message} {error.why}")
+        if event.settings.start_command:
+            argv = ["/bin/bash", "-c", event.settings.start_command]
+            try:
+                await run(self._machine, seat.name, argv, timeout_s=COMMAND_S)
+            except PorticoError as error:
+                trouble.append(f"Start command: {error.message} {error.why}")
+        return " ".join(trouble)[:1000]
+
+    async def _remove(self, seat: Seat) -> None:
+        user = await self._rows.read(lambda tx: tx.find_user(seat.name))
+        if user is not None and user.role is Role.PARTICIPANT:
+            await self._sessions.stop_all_of(KEEPER, seat.name)
+            with contextlib.suppress(NotFound):
+                await self._accounts.remove_user(KEEPER, seat.name, True)
+
+        def write(tx: Transaction) -> None:
+            tx.delete_seat(seat.name)
+            tx.add_audit(KEEPER.user_name, "seat:remove", seat.name, "account and home are gone")
+
+        await self._rows.write(write)
+
+
+def _has_account(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
