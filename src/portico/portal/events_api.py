@@ -66,6 +66,7 @@ class SettingsShape(Shape):
     texts: list[TextShape] = Field(default_factory=list, max_length=20)
     start_command: str = ""
     fetch_hours: float = EventSettings.fetch_hours
+    wall: bool = False
 
     def read(self) -> EventSettings:
         """Return it as the events' service takes it."""
