@@ -1,7 +1,7 @@
-"""What an organiser does while an event goes on: desktops started ahead, all stopped, extended, told something; the wall.
+"""What an organiser does while an event goes on: start apps ahead, stop or extend all, tell something, look.
 
-The wall shows desktops and terminals of participants who were told so when they took their seat: shares, view only, which
-the gateway enforces as it does every share.
+The wall shows desktops of participants who were told so when they took their seat: shares, view only, which the gateway
+enforces as it does every share.
 """
 
 from __future__ import annotations
@@ -187,3 +187,12 @@ class Steering:
             ]
 
         return sorted(await self._rows.read(read), key=lambda pair: pair[0])
+
+
+def take_wall_down(tx: Transaction, event: Event) -> list[str]:
+    """Take back what the organiser could look at; return the tags of streams that must end."""
+    names = {seat.name for seat in tx.list_seats(event.id)}
+    taken = [share for share in tx.list_shares_for(event.organiser_name) if share.owner_name in names]
+    for share in taken:
+        tx.delete_share(share.id)
+    return [f"share:{share.id}" for share in taken]
