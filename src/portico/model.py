@@ -244,6 +244,7 @@ class NoticeKind(enum.StrEnum):
     ENDING = "ending"
     ENDED = "ended"  # with trouble
     DONE = "done"
+    MESSAGE = "message"  # from the organiser of an event
 
 
 @dataclass(frozen=True)
@@ -352,6 +353,7 @@ class EventField:
 class EventSettings:
     """What an organiser decides of an event. Texts are Markdown; ``colour`` and ``second_colour`` are ``#rrggbb``.
 
+    ``wall``: the organiser sees participants' desktops, view only, and they are told so.
     ``texts`` are what participants must accept: name and text. ``cluster`` and ``placement`` are as a session's.
     """
 
@@ -366,6 +368,7 @@ class EventSettings:
     texts: tuple[tuple[str, str], ...] = ()
     start_command: str = ""
     fetch_hours: float = 72
+    wall: bool = False
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,35 @@ def close_event(context: typer.Context, slug: Slug, as_json: AsJson = False) -> 
     show.show(Client(context.obj).ask("POST", f"/events/{slug}/do/close"), as_json, ONE_COLUMNS)
 
 
+@event.command("all")
+def act_on_all(
+    context: typer.Context,
+    slug: Slug,
+    action: Annotated[str, typer.Argument(help="warm (start an app on every seat), stop or extend")],
+    app: Annotated[str, typer.Option("--app", help="Which app's sessions; for warm which to start.")] = "",
+    seat: Annotated[list[str] | None, typer.Option("--seat", help="Only this seat; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start an app on all seats ahead, stop all sessions, or extend them."""
+    body = {"action": action, "app_id": app, "names": seat or []}
+    show.show(
+        Client(context.obj).ask("POST", f"/events/{slug}/act", body), as_json, {"Done": "count", "But": "troubles"}
+    )
+
+
+@event.command("message")
+def send_message(
+    context: typer.Context,
+    slug: Slug,
+    text: Annotated[str, typer.Argument(help="What participants are told, on whatever page they are.")],
+    seat: Annotated[list[str] | None, typer.Option("--seat", help="Only this seat; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell all participants something."""
+    body = {"text": text, "names": seat or []}
+    show.show(Client(context.obj).ask("POST", f"/events/{slug}/message", body), as_json, {"Told": "count"})
+
+
 @event.command("end")
 def end_event(context: typer.Context, slug: Slug, yes: Yes = False, as_json: AsJson = False) -> None:
     """End an event: all sessions stop; participants can still fetch their files for a while."""

@@ -18,7 +18,7 @@ from portico.events.access import get_own_seat
 from portico.events.claims import needs_registration
 from portico.events.programs import UPLOADS, render_archive, render_put, run
 from portico.events.settings import check_file_name
-from portico.model import App, Event, EventState, Identity, Seat, SeatState, Session, SessionState
+from portico.model import App, Event, EventState, Identity, Reach, Seat, SeatState, Session, SessionState, UserState
 from portico.sessions import BrokerMachine, Sessions
 from portico.sessions.rows import Rows
 from portico.store import Transaction
@@ -113,16 +113,34 @@ class Desk:
                 raise Conflict(view.closed)
             if not view.registered:
                 raise Forbidden("Please register first.", hint=f"Fill in the form: /e/{slug}/register")
-            wanted = next(one for one in view.event.settings.apps if one.app_id == app_id)
-            return await self._sessions.start(
-                who,
-                app_id,
-                cores=wanted.cores,
-                memory_gb=wanted.memory_gb,
-                hours=wanted.hours,
-                cluster=view.event.settings.cluster,
-                placement=view.event.settings.placement,
-            )
+            return await self._start(who, view.event, app_id)
+
+    async def start_ahead(self, who: Identity, event: Event, app_id: str) -> Session:
+        """Start one of the event's apps on a seat, for its organiser, who may do so before anybody sits there."""
+        async with self._starting.setdefault(who.user_name, asyncio.Lock()):
+            return await self._start(who, event, app_id)
+
+    async def _start(self, who: Identity, event: Event, app_id: str) -> Session:
+        wanted = next(one for one in event.settings.apps if one.app_id == app_id)
+        session = await self._sessions.start(
+            who,
+            app_id,
+            cores=wanted.cores,
+            memory_gb=wanted.memory_gb,
+            hours=wanted.hours,
+            cluster=event.settings.cluster,
+            placement=event.settings.placement,
+        )
+        if event.settings.wall and session.reach is Reach.RFB:
+            await self._rows.write(lambda tx: self._show_on_wall(tx, event, session))
+        return session
+
+    def _show_on_wall(self, tx: Transaction, event: Event, session: Session) -> None:
+        """Let the organiser look, as the participant was told; never without being an organiser's own user."""
+        organiser = tx.find_user(event.organiser_name)
+        if organiser is not None and organiser.state is UserState.ACTIVE:
+            tx.add_share(session.id, session.user_name, organiser.name, self._clock())
+            tx.add_audit(session.user_name, "share:add", session.id, f"{organiser.name}, wall of {event.slug}")
 
     # files
 

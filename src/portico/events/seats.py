@@ -85,7 +85,7 @@ class Seats:
         self._accounts = accounts
         self._sessions = sessions
         self._wake = wake
-        self._clock = clock
+        self.clock = clock
 
     def check_possible(self) -> None:
         """Do nothing if this Portico can make accounts.
@@ -108,7 +108,7 @@ class Seats:
             for session in tx.list_live_sessions():
                 running.setdefault(session.user_name, []).append(session)
             seen: dict[str, datetime] = {}
-            for sign_in in tx.list_sign_ins(self._clock(), limit=100_000):
+            for sign_in in tx.list_sign_ins(self.clock(), limit=100_000):
                 seen.setdefault(sign_in.user_name, sign_in.last_seen)  # the last used come first
             return [
                 SeatView(seat, registrations.get(seat.name), tuple(running.get(seat.name, ())), seen.get(seat.name))

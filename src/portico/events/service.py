@@ -22,6 +22,7 @@ from portico.events.images import check_logo
 from portico.events.keeper import Keeper
 from portico.events.seats import Seats, add_seats, refuse_over
 from portico.events.settings import check_dates, check_file_name, check_settings, check_slug, check_title
+from portico.events.steering import Steering, take_wall_down
 from portico.model import (
     Event,
     EventFile,
@@ -77,6 +78,7 @@ class Events:
         self.seats = Seats(self._rows, config, accounts, sessions, self.keeper.wake, clock)
         self.claims = Claims(self._rows, accounts, clock)
         self.desk = Desk(self._rows, sessions, machine, clock)
+        self.steering = Steering(self._rows, accounts, sessions, self.seats, self.desk)
 
     async def run(self) -> None:
         """Make, seat, end and remove what is due, until cancelled."""
@@ -173,11 +175,18 @@ class Events:
         check_dates(begins, ends)
         settings = await self._check(settings)
 
+        gone: list[str] = []
+
         def change(tx: Transaction, event: Event) -> Event:
             refuse_over(event)
+            if event.settings.wall and not settings.wall:
+                gone.extend(take_wall_down(tx, event))
             return replace(event, title=title, begins=begins, ends=ends, settings=settings)
 
-        return await self._change(who, slug, "event:change", change)
+        event = await self._change(who, slug, "event:change", change)
+        if gone:
+            self._sessions.on_cut(gone)
+        return event
 
     async def open(self, who: Identity, slug: str) -> Event:
         """Let people in: show the landing page, take registrations.

@@ -1,4 +1,4 @@
-"""The seat sheet: one card a seat, six on a page of A4, each with a QR code. For people who want paper."""
+"""The seat sheet: one card a seat, eight on a page of A4, each with a QR code. For people who want paper."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from portico.errors import NotFound
 from portico.events.seats import SeatView
+from portico.events.steering import Action
 from portico.model import Event, EventApp, EventField, EventSettings, FieldKind, Identity
 from portico.portal.context import get_context, identify
 
@@ -66,6 +67,7 @@ class SettingsShape(Shape):
     texts: list[TextShape] = Field(default_factory=list, max_length=20)
     start_command: str = ""
     fetch_hours: float = EventSettings.fetch_hours
+    wall: bool = False
 
     def read(self) -> EventSettings:
         """Return it as the events' service takes it."""
@@ -110,6 +112,21 @@ class SeatsRequest(Shape):
 class SecretsRequest(Shape):
     """Which seats get new secrets; none named: all that nobody has taken."""
 
+    names: list[str] = Field(default_factory=list, max_length=1000)
+
+
+class ActRequest(Shape):
+    """What to do to all seats, or to those named: `warm`, `stop` or `extend`."""
+
+    action: Action
+    app_id: str = Field("", max_length=64)
+    names: list[str] = Field(default_factory=list, max_length=1000)
+
+
+class MessageRequest(Shape):
+    """A message to all participants, or to those on some seats."""
+
+    text: str = Field(max_length=1000)
     names: list[str] = Field(default_factory=list, max_length=1000)
 
 
@@ -239,6 +256,19 @@ async def export_list(request: Request, who: Who, slug: str) -> PlainTextRespons
 async def export_seats(request: Request, who: Who, slug: str) -> PlainTextResponse:
     """Return who sits where and what they answered, as CSV."""
     return PlainTextResponse(await get_context(request).events.seats.export_seats(who, slug))
+
+
+@router.post("/events/{slug}/act")
+async def act_on_seats(request: Request, who: Who, slug: str, body: ActRequest) -> dict[str, Any]:
+    """Start an app on all seats, stop all sessions, or extend them; of some seats, where they are named."""
+    done = await get_context(request).events.steering.act(who, slug, body.action, body.app_id, body.names)
+    return asdict(done)
+
+
+@router.post("/events/{slug}/message")
+async def send_message(request: Request, who: Who, slug: str, body: MessageRequest) -> dict[str, int]:
+    """Show a message to all participants, or to those on some seats; say to how many."""
+    return {"count": await get_context(request).events.steering.tell(who, slug, body.text, body.names)}
 
 
 @router.get("/events/{slug}/removal")

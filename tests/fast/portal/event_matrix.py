@@ -30,8 +30,12 @@ EVENT_ROWS = {
             "POST /events/{slug}/handouts",
             "POST /events/{slug}/handouts/remove",
             "GET /events/{slug}/remove",
+            "GET /events/{slug}/wall",
+            "POST /events/{slug}/all/{action}",
+            "POST /events/{slug}/message",
         )
     },
+    "POST /events/{slug}/seats/{name}/restart": "sign-in none none bad no no bad sign-in",  # nothing runs there
     "POST /events/{slug}/remove": "sign-in none none bad no no bad sign-in",  # it goes on
     **{
         row: "ok ok ok ok ok ok ok ok"
@@ -66,6 +70,8 @@ EVENT_ROWS = {
             "POST /api/v1/events/{slug}/export",
             "GET /api/v1/events/{slug}/registrations",
             "GET /api/v1/events/{slug}/removal",
+            "POST /api/v1/events/{slug}/act",
+            "POST /api/v1/events/{slug}/message",
         )
     },
     "DELETE /api/v1/events/{slug}": "sign-in none none bad no no bad bad",  # it goes on
@@ -77,6 +83,9 @@ BODIES: dict[str, dict[str, object]] = {
     "POST /events": {"slug": "{new}", "title": "T", "seats": "1", **TIMES},
     "POST /events/{slug}": {"title": "T", **TIMES},
     "POST /events/{slug}/seats": {"count": "1"},
+    "POST /events/{slug}/message": {"text": "Lunch."},
+    "POST /api/v1/events/{slug}/act": {"action": "stop"},
+    "POST /api/v1/events/{slug}/message": {"text": "Lunch."},
     "POST /events/{slug}/import": {"list": "account,password\n{account},long enough\n"},
     "POST /events/{slug}/handouts/remove": {"name": "a.txt"},
     "POST /e/{slug}/register": {"token": "{token}"},

@@ -21,7 +21,7 @@ LOGO = b"\x89PNG\r\n\x1a\n" + b"\0" * 10
 def make_event(world: World) -> tuple[str, str]:
     """Return the slug of an open event, and the name of a seat that somebody sits on; another one is free."""
     slug, at, olga = f"event-{next(numbers)}", now(), world.identify("olga")
-    settings = EventSettings(apps=(EventApp("shell"),))
+    settings = EventSettings(apps=(EventApp("shell"),), wall=True)
     world.run(world.events.create(olga, slug, "T", at - timedelta(hours=1), at + timedelta(hours=1), settings, 2))
     world.run(world.events.keeper.turn())
     world.run(world.events.open(olga, slug))
@@ -40,7 +40,7 @@ def ask(world: World, row: str, who: str) -> Any:
     method, path = row.split()
     slug, seat = make_event(world)
     number = next(numbers)
-    values = {"slug": slug, "name": seat, "app_id": "shell", "step": "close", "new": f"new-{number}"}
+    values = {"slug": slug, "name": seat, "app_id": "shell", "step": "close", "action": "stop", "new": f"new-{number}"}
     values |= {"account": f"guest{number}", "token": secrets.token_urlsafe(32)}
     proof: dict[str, Any] = {}
     if who == "token":

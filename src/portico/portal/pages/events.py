@@ -13,6 +13,7 @@ from starlette.datastructures import UploadFile
 from portico.errors import Invalid, NotFound, PorticoError
 from portico.events.settings import parse_fields, render_fields
 from portico.events.sheet import render_link, render_qr, render_sheet
+from portico.events.steering import Action
 from portico.model import Event, EventApp, EventSettings, Identity, SeatState, now
 from portico.portal.context import get_context, in_thread
 from portico.portal.pages.routers import Text, Who, find_safe_path, router, see
@@ -82,6 +83,7 @@ def _render_settings(settings: EventSettings) -> dict[str, str]:
         "colour": settings.colour,
         "second_colour": settings.second_colour,
         "registration": "1" if settings.registration else "",
+        "wall": "1" if settings.wall else "",
         "cluster": settings.cluster,
         "fields": render_fields(settings.fields),
         "start_command": settings.start_command,
@@ -116,6 +118,7 @@ def _parse_settings(form: dict[str, str], before: EventSettings) -> EventSetting
         colour=form.get("colour", before.colour),
         second_colour=form.get("second_colour", before.second_colour),
         registration="registration" in form,
+        wall="wall" in form,
         apps=tuple(apps),
         cluster=form.get("cluster", ""),
         fields=parse_fields(form.get("fields", "")),
@@ -268,6 +271,47 @@ async def print_sheet(request: Request, who: Who, slug: str) -> Response:
 
 def _attach(content: bytes, media_type: str, name: str) -> Response:
     return Response(content, media_type=media_type, headers={"Content-Disposition": f"attachment; filename={name}"})
+
+
+# while it goes on
+
+
+@router.post("/events/{slug}/all/{action}")
+async def act_on_all(request: Request, who: Who, slug: str, action: Action, app_id: Text = "") -> Response:
+    """Start an app on all seats, stop all sessions, or extend them."""
+    done = await get_context(request).events.steering.act(who, slug, action, app_id)
+    said = f"{_DONE[action]} {done.count}. {' '.join(done.troubles)}".strip()
+    return await _show_event(request, who, slug, done=said)
+
+
+_DONE: Final = {Action.WARM: "Started:", Action.STOP: "Stopping:", Action.EXTEND: "Extended:"}
+
+
+@router.post("/events/{slug}/seats/{name}/restart")
+async def restart_seat(request: Request, who: Who, slug: str, name: str) -> Response:
+    """Stop what runs on a seat, and start the same again."""
+    again = await get_context(request).events.steering.restart(who, slug, name)
+    return await _show_event(request, who, slug, done=f"Started again on {name}: {', '.join(again) or 'nothing'}.")
+
+
+@router.post("/events/{slug}/message")
+async def send_message(request: Request, who: Who, slug: str, text: Text = "", name: Text = "") -> Response:
+    """Show a message to all participants, or to one."""
+    try:
+        count = await get_context(request).events.steering.tell(who, slug, text, [name] if name else [])
+    except Invalid as error:
+        return await _show_event(request, who, slug, error=error)
+    return await _show_event(
+        request, who, slug, done=f"Told {count} {'participant' if count == 1 else 'participants'}."
+    )
+
+
+@router.get("/events/{slug}/wall")
+async def show_wall(request: Request, who: Who, slug: str) -> Response:
+    """Show all desktops, small and live; the gateway lets nothing through but looking."""
+    events = get_context(request).events
+    event = await events.get_event(who, slug)
+    return render(request, "event_wall.html", who, event=event, tiles=await events.steering.list_wall(who, slug))
 
 
 # files
