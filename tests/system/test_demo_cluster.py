@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from cluster import BASE, find_reason_to_skip
+from running import wait_until
 
 import portico
 from portico.demo import DemoCluster
@@ -108,7 +109,7 @@ def test_nodes_of_its_own_and_down_after_everything_was_killed(folder: Path) -> 
     for process in json.loads((folder / "processes.json").read_text()).values():
         with contextlib.suppress(ProcessLookupError):
             os.kill(process["pid"], signal.SIGKILL)
-    assert cluster.describe()["state"] == "broken"
+    wait_until(lambda: cluster.describe()["state"] == "broken", 20, "the end of what was killed")
     DemoCluster(folder).down()
     assert find_traces(folder) == []
     DemoCluster(folder).down()

@@ -246,9 +246,15 @@ class DemoCluster:
         self._processes.start(name, argv, self._env)
 
     def start_accounting(self) -> None:
-        """Start slurmdbd."""
-        self._start_in_controller("slurmdbd", "slurmdbd -D")
-        self._wait("slurmdbd", lambda: self._succeeds(["sacctmgr", "-n", "list", "cluster"]))
+        """Start slurmdbd, which gives up at once where its database hesitates: then once more, twice at most."""
+        for attempt in (1, 2, 3):
+            self._start_in_controller("slurmdbd", "slurmdbd -D")
+            try:
+                self._wait("slurmdbd", lambda: self._succeeds(["sacctmgr", "-n", "list", "cluster"]))
+                return
+            except Unavailable:
+                if attempt == 3 or self._processes.is_running("slurmdbd"):
+                    raise
 
     def stop_accounting(self) -> None:
         """End slurmdbd."""
