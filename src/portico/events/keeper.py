@@ -11,10 +11,10 @@ import logging
 import pwd
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from portico import wire
 from portico.accounts import Accounts
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 TURN_S: Final = 1.0
 RETRY_S: Final = 20.0
 COMMAND_S: Final = 240.0
+MAKES_AT_ONCE: Final = 8
+ENDS_AT_ONCE: Final = 16
+"""Each waits most of its time for the end of what it has stopped."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class Keeper:
         self._machine = machine
         self._clock = clock
         self._again: dict[str, float] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._making: set[str] = set()
+        self._makes, self._ends = asyncio.Semaphore(MAKES_AT_ONCE), asyncio.Semaphore(ENDS_AT_ONCE)
         self._news = asyncio.Event()
 
     def wake(self) -> None:
@@ -73,54 +79,75 @@ class Keeper:
 
     async def run(self) -> None:
         """Turn after turn, until cancelled."""
-        while True:
-            try:
-                await self.turn()
-            except PorticoError as error:
-                log.warning("events: %s %s", error.message, error.why)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), TURN_S)
-            self._news.clear()
+        try:
+            while True:
+                try:
+                    await self._begin()
+                except Exception as error:  # a defect too: no event must lose its keeper for it
+                    expected = isinstance(error, PorticoError)
+                    log.warning("events: %s", error, exc_info=None if expected else error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), TURN_S)
+                self._news.clear()
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def turn(self) -> None:
-        """Do what is due now."""
+        """Do what is due now and wait for it. :meth:`run` does not wait, so that no seat holds up an event's end."""
+        await self._begin()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _begin(self) -> None:
         due = await self._rows.read(self._find_due)
         for event in due.ending:
             await self._rows.write(lambda tx, slug=event.slug: self._end(tx, slug))  # type: ignore[misc]
-        for seat in due.running_over:
-            await self._try(seat, self._stop(seat))
-        for seat in due.removing:
-            await self._try(seat, self._remove(seat))
         if due.waiting:
             await self._rows.write(lambda tx: [seat_waiting(tx, event_id, self._clock()) for event_id in due.waiting])
+        for seat in due.removing:
+            if seat.name in self._making and (task := self._tasks.get(seat.name)):
+                task.cancel()  # its start command may take minutes
+            self._work(seat, self._remove, self._ends)
+        for seat in due.running_over:
+            self._work(seat, self._stop, self._ends)
         for seat in due.making:
-            await self._try(seat, self._make(seat))
+            self._work(seat, self._make, self._makes)
+
+    def _work(self, seat: Seat, work: Callable[[Seat], Awaitable[None]], turns: asyncio.Semaphore) -> None:
+        """Have something done for a seat, unless something is, or has just failed."""
+        if seat.name in self._tasks or self._again.get(seat.name, 0) > time.monotonic():
+            return
+        task = self._tasks[seat.name] = asyncio.create_task(self._try(seat, work, turns))
+        task.add_done_callback(lambda _: self._tasks.pop(seat.name, None))
 
     def _find_due(self, tx: Transaction) -> _Due:
         events = {event.id: event for event in tx.list_events()}
         going = (EventState.OPEN, EventState.CLOSED)
-        live = {session.user_name for session in tx.list_live_sessions()}
         seats = tx.list_seats()
-        over = [s for s in seats if s.name in live and events[s.event_id].state is EventState.ENDED]
+        live = {session.user_name for session in tx.list_live_sessions()} if seats else set()
+        users = {user.name for user in tx.list_users()} if seats else set()
+        # Of a seat whose user an administrator has removed nothing is left but its row.
+        gone = [s for s in seats if s.state in (SeatState.FREE, SeatState.TAKEN) and s.name not in users]
         return _Due(
             ending=[e for e in events.values() if e.state in going and e.ends <= self._clock()],
-            running_over=over,
-            removing=[s for s in seats if s.state is SeatState.REMOVING],
+            running_over=[s for s in seats if s.name in live and events[s.event_id].state is EventState.ENDED],
+            removing=[*(s for s in seats if s.state is SeatState.REMOVING), *gone],
             making=[s for s in seats if s.state is SeatState.MAKING],
             waiting=[e.id for e in events.values() if e.state in going and tx.list_waiting(e.id)],
         )
 
-    async def _try(self, seat: Seat, work: Coroutine[Any, Any, None]) -> None:
-        if self._again.get(seat.name, 0) > time.monotonic():
-            work.close()
-            return
+    async def _try(self, seat: Seat, work: Callable[[Seat], Awaitable[None]], turns: asyncio.Semaphore) -> None:
         try:
-            await work
-        except PorticoError as error:
-            self._again[seat.name] = time.monotonic() + (error.retry_after_s or RETRY_S)
-            said = f"{error.message} {error.why}".strip()
+            async with turns:
+                await work(seat)
+        except Exception as error:  # a defect too: it is this seat's trouble and no other's
+            expected = isinstance(error, PorticoError)
+            retry_s = error.retry_after_s if isinstance(error, PorticoError) else None
+            self._again[seat.name] = time.monotonic() + (retry_s or RETRY_S)
+            said = f"{error.message} {error.why}".strip() if isinstance(error, PorticoError) else repr(error)
             if said != seat.trouble:
-                log.warning("seat %s: %s", seat.name, said)
+                log.warning("seat %s: %s", seat.name, said, exc_info=None if expected else error)
                 await self._rows.write(lambda tx: tx.set_seat(seat.name, trouble=said))
         else:
             self._again.pop(seat.name, None)
@@ -157,8 +184,12 @@ class Keeper:
         event = await self._rows.write(lambda tx: self._add_user(tx, seat))
         if event is None:
             return
-        await self._machine.make(seat.name)
-        trouble = await self._furnish(event, seat)
+        self._making.add(seat.name)
+        try:
+            await self._machine.make(seat.name)
+            trouble = await self._furnish(event, seat)
+        finally:
+            self._making.discard(seat.name)
 
         def write(tx: Transaction) -> None:
             present = tx.find_seat(seat.name)

@@ -189,7 +189,7 @@ def test_a_reader_that_goes_ends_the_program(asker: Asker) -> None:
     with stream(asker, "/bin/cat", "/dev/zero") as ours:
         ours.recv(1 << 16)
     _, answer, _ = asker.take()
-    assert answer["status"] < 0
+    assert answer["status"] != 0, "SIGPIPE, or ECONNRESET where something was left unread (unix(7))"
 
 
 def test_standard_input_may_be_a_socket(asker: Asker) -> None:

@@ -313,5 +313,51 @@ def test_the_keeper_survives_what_fails(world: EventWorld, monkeypatch: Any) -> 
             await asyncio.sleep(0.01)
         task.cancel()
 
-    monkeypatch.setattr(world.events.keeper, "turn", turn)
+    monkeypatch.setattr(world.events.keeper, "_begin", turn)
     world.run(run())
+
+
+def test_a_seat_whose_user_was_removed_by_an_admin_is_given_to_nobody(world: EventWorld) -> None:
+    world.make_event(seats=2)
+    world.run(world.accounts.remove_user(world.identify("root-of-all"), "ev1-01", True))
+    world.turn()
+    assert [view.seat.name for view in world.run(world.events.seats.list_seats(world.olga, "school"))] == ["ev1-02"]
+    assert world.claim().seat_name == "ev1-02"
+
+
+def test_a_slow_start_command_holds_up_neither_others_nor_a_removal(world: EventWorld) -> None:
+    settings = replace(SETTINGS, start_command='[ "${HOME##*-}" != 01 ] || sleep 60')
+    at = now()
+    world.run(world.events.create(world.olga, "school", "S", at, at + timedelta(hours=1), settings, 3))
+
+    async def go() -> None:
+        task = asyncio.create_task(world.events.run())
+
+        async def wait(states: dict[str, SeatState]) -> None:
+            async with asyncio.timeout(10):
+                while {
+                    v.seat.name: v.seat.state for v in await world.events.seats.list_seats(world.olga, "school")
+                } != states:
+                    await asyncio.sleep(0.02)
+
+        await wait({"ev1-01": SeatState.MAKING, "ev1-02": SeatState.FREE, "ev1-03": SeatState.FREE})
+        await world.events.seats.remove(world.olga, "school", "ev1-01")
+        await wait({"ev1-02": SeatState.FREE, "ev1-03": SeatState.FREE})
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    world.run(go())
+
+
+def test_a_defect_is_one_seats_trouble(world: EventWorld, monkeypatch: Any) -> None:
+    make = world.machine.make
+
+    async def fail(name: str) -> None:
+        if name == "ev1-01":
+            raise ZeroDivisionError("oh")
+        await make(name)
+
+    monkeypatch.setattr(world.machine, "make", fail)
+    world.make_event(seats=2)
+    seats = {v.seat.name: v.seat for v in world.run(world.events.seats.list_seats(world.olga, "school"))}
+    assert "ZeroDivisionError" in seats["ev1-01"].trouble and seats["ev1-02"].state is SeatState.FREE
