@@ -284,7 +284,7 @@ def test_the_removal_is_shown_before(world: EventWorld) -> None:
     assert world.ask("POST", "/events/school/remove", cookie=cookie, data={"early": "1"}).status_code == 303
     world.turn()
     page = world.ask("GET", "/events/school", cookie=cookie).text
-    assert "seats taken" in page and "Ada" not in page
+    assert "seats taken" in page and "1 of 2 taken" in page and "Ada" not in page
     assert "This event is over" in world.ask("GET", "/e/school").text
     assert world.ask("POST", "/e/school/sign-in", data={"name": "ev1-01", "secret": "x"}).status_code == 409
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from event_rig import SETTINGS, EventWorld
 
+from portico import wire
 from portico.errors import Conflict, Invalid, NotFound
 from portico.events.steering import Action
 from portico.model import NoticeKind, SessionState, Via, now
@@ -144,3 +145,32 @@ def test_without_a_wall_nothing_is_shared(world: EventWorld) -> None:
     with world.store.read() as tx:
         assert tx.list_shares(session.id) == []
     assert world.seat(name).via is Via.COOKIE
+
+
+def test_the_gateway_is_told_who_may_look_and_nobody_else(world: EventWorld) -> None:
+    world.make_event(seats=2, settings=WALL)
+    name, other = world.claim().seat_name, world.claim().seat_name
+    desktop = world.run(world.events.desk.start(world.seat(name), "school", "screen"))
+    make_ready(world)
+
+    def route(who: str, kind: str) -> dict[str, Any]:
+        """Return what the gateway is answered that asks for a stream of somebody."""
+        request = {
+            "listener": "portal", "method": "GET", "target": f"/{kind}/{desktop.id}/stream", "host": "localhost:8000",
+            "scheme": "http", "address": "192.0.2.1", "upgrade": True,
+            "headers": {"origin": "http://localhost:8000", "cookie": f"portico={world.sign_in(who)}"},
+        }  # fmt: skip
+        answer, fds = world.run(world.doors.route(request))
+        wire.close_all(fds)
+        return dict(answer)
+
+    assert route(name, "sessions")["kind"] == "stream" and not route(name, "sessions")["view_only"]
+    assert route("olga", "shared")["view_only"] is True
+    for who, kind in (
+        (other, "sessions"),
+        (other, "shared"),
+        ("otto", "shared"),
+        ("olga", "sessions"),
+        ("alice", "shared"),
+    ):
+        assert route(who, kind)["kind"] == "answer" and route(who, kind)["status"] in (403, 404), (who, kind)
