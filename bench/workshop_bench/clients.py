@@ -116,10 +116,8 @@ async def stay_all(visits: list[Visit]) -> list[Event]:
     """Be all of them, until their time is over."""
     events: list[Event] = []
     with contextlib.suppress(TimeoutError):
-        async with (
-            asyncio.timeout(max(visit.end_s for visit in visits) - time.monotonic()),
-            asyncio.TaskGroup() as group,
-        ):
+        left_s = max(visit.end_s for visit in visits) - time.monotonic()
+        async with asyncio.timeout(left_s), asyncio.TaskGroup() as group:
             for visit in visits:
                 group.create_task(stay(visit, events))
     return events

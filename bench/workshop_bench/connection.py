@@ -1,4 +1,4 @@
-"""A viewer's connection: through a WebSocket (RFC 6455), or on a desktop's own Unix socket. asyncio, one for each seat."""
+"""A viewer's connection: through a WebSocket (RFC 6455), or on a desktop's own Unix socket. One a seat, in asyncio."""
 
 from __future__ import annotations
 

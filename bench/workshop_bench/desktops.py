@@ -27,7 +27,10 @@ READY_S: Final = 180.0
 MEMORY_GB: Final = 1.0
 TITLE: Final = "workshop"
 SETTLED_WINDOWS: Final = {"desktop-xfce": 2, "desktop-light": 1}
-"""Windows of the desktop's own (backdrop and panel; a first terminal): before they are there, others are moved about."""
+"""Windows of the desktop's own (backdrop and panel; a first terminal). Before they are there, others are moved."""
+
+
+NOWHERE: Final = Terminal(0, 0, 0, 0)
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Seat:
         socket: Where the desktop listens.
         env: How X clients reach it.
         terminal: Where the terminal is.
+        windows: Ids of the windows on it then, the terminal's among them.
         ready_s: From asking for the desktop until the terminal was on it.
     """
 
@@ -51,7 +55,8 @@ class Seat:
     session: str = ""
     socket: str = ""
     env: dict[str, str] | None = None
-    terminal: Terminal = Terminal(0, 0, 0, 0)
+    terminal: Terminal = NOWHERE
+    windows: frozenset[str] = frozenset()
     ready_s: float = 0.0
 
     def find_way(self, portico: Any) -> Way:
@@ -129,6 +134,7 @@ def _start(portico: Any, seat: Seat, app: str, stopping: threading.Event) -> Non
     _wait(lambda: len(seat.list_windows()) >= settled, f"seat {seat.number}: its windows", stopping)
     _open_terminal(seat)
     _wait(lambda: _find_terminal(seat), f"seat {seat.number}: its terminal", stopping)
+    seat.windows = frozenset(seat.list_windows())
     seat.ready_s = time.monotonic() - begin
 
 

@@ -22,7 +22,7 @@ class Killing:
         up_s: From the kill until Portico said that it was ready.
         back_s: From the kill until a seat had its picture again, for each that had.
         missing: Seats that did not come back.
-        moved: Seats with windows that are gone or are others.
+        moved: Seats of whose first windows one is gone, or is another one.
         late: What did not come in time, or was lost, once everybody was back.
     """
 
@@ -43,7 +43,6 @@ def kill_all(portico: Any, seats: list[Seat], load: Load, folder: Path) -> Killi
         folder: For files.
     """
     found = Killing()
-    windows = {seat.number: seat.list_windows() for seat in seats}
     killed_at = 0.0
 
     def kill(begin: float) -> None:
@@ -63,5 +62,5 @@ def kill_all(portico: Any, seats: list[Seat], load: Load, folder: Path) -> Killi
     found.back_s = [at_s - killed_at for at_s in first.values() if at_s]
     found.missing = [number for number, at_s in first.items() if not at_s]
     found.late = [event for event in one.list_failures() if event.at_s > max(first.values()) + TARGET_S]
-    found.moved = [seat.number for seat in seats if not windows[seat.number] <= seat.list_windows()]
+    found.moved = [seat.number for seat in seats if not seat.windows <= seat.list_windows()]
     return found

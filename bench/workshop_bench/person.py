@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from workshop_bench.connection import Connection
@@ -27,24 +28,7 @@ WINDOW_GEOMETRY: Final = "50x10+760+520"
 WINDOW_PLACE: Final = (860, 580)
 """A pixel that is in the second window, wherever the frame is; the terminal's first rows are not below it."""
 
-WORDS: Final = [
-    "mesh",
-    "solver",
-    "cells",
-    "time",
-    "step",
-    "residual",
-    "flux",
-    "turbulence",
-    "pressure",
-    "energy",
-    "matrix",
-    "node",
-    "core",
-    "queue",
-    "job",
-    "run",
-]
+WORDS: Final = ("mesh", "solver", "cells", "residual", "flux", "turbulence", "pressure", "node", "queue", "job")
 SCROLL_STEPS: Final = 12
 
 
@@ -93,7 +77,7 @@ class Person:
         while True:
             await self._think(0.5, 3.0)
             await self._focus()
-            (act,) = self._chance.choices((self._write, self._scroll, self._open_window), (14, 3, 2))
+            (act,) = self._chance.choices((self._write, self._scroll, self._open_window), (10, 4, 3))
             await act()
 
     async def _think(self, least_s: float, most_s: float) -> None:
@@ -138,7 +122,7 @@ class Person:
         line = "# " + " ".join(self._chance.choices(WORDS, k=self._chance.randint(3, 8)))
         for column, character in enumerate(line, len(PROMPT)):
             place = self._terminal.find_cell(column, 0)
-            await self._timed("key", *place, lambda key=ord(character): self._viewer.press(key))  # type: ignore[misc]
+            await self._timed("key", *place, partial(self._viewer.press, ord(character)))
             await self._think(0.06, 0.3)
         self._type("\n")
 

@@ -131,8 +131,8 @@ def _render_killing(killing: Killing) -> str:
     met = not killing.missing and back[-1] <= TARGET_S
     sentence = (
         f"kill -9 of all of Portico: it was ready again after {killing.up_s:.1f} s; {len(back)} of "
-        f"{len(back) + len(killing.missing)} people had their picture again after {back[len(back) // 2]:.1f} s (median) "
-        f"and {back[-1]:.1f} s (last); the target of {TARGET_S:g} s is {'met' if met else '**not met**'}."
+        f"{len(back) + len(killing.missing)} people had their picture again after {back[len(back) // 2]:.1f} s "
+        f"(median) and {back[-1]:.1f} s (last); the target of {TARGET_S:g} s is {'met' if met else '**not met**'}."
     )
     windows = f" Seats with other windows than before: {len(killing.moved)}. Failures later: {len(killing.late)}."
     return sentence + windows

@@ -1,8 +1,8 @@
 """A viewer's side of RFB 3.8 (RFC 6143) as a value: bytes in, updates and answers out; never a socket.
 
-It asks as noVNC does, so that a server has the same work and a bridge carries the same bytes: Tight with JPEG, continuous
-updates, fences. Of a rectangle it wants to know where it is, not what is in it: where one ends can be told without
-inflating anything, and sixty viewers fit beside what they measure.
+It asks as noVNC does, so that a server has the same work and a bridge carries the same bytes: Tight with JPEG,
+continuous updates, fences. Of a rectangle it wants to know where it is, not what is in it: where one ends can be told
+without inflating anything, and sixty viewers fit beside what they measure.
 """
 
 from __future__ import annotations
