@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,9 @@ from workshop_bench.desktops import Seat
 from workshop_bench.load import Load, run_round
 
 TARGET_S: Final = 10.0
+BEFORE_S: Final = 15.0
+AFTER_S: Final = 30.0
+"""How long everybody is at work before, and how long they have to come back and go on."""
 
 
 @dataclass
@@ -47,14 +50,14 @@ def kill_all(portico: Any, seats: list[Seat], load: Load, folder: Path) -> Killi
 
     def kill(begin: float) -> None:
         nonlocal killed_at
-        time.sleep(max(0.0, begin + load.live_s / 2 - time.monotonic()))
+        time.sleep(max(0.0, begin + BEFORE_S - time.monotonic()))
         killed_at = time.monotonic()
         portico.kill()
         portico.start()
         found.up_s = time.monotonic() - killed_at
 
     ways = [seat.find_way(portico) for seat in seats]
-    one = run_round(seats, ways, load, folder, {}, kill)
+    one = run_round(seats, ways, replace(load, live_s=BEFORE_S + AFTER_S), folder, {}, kill)
     first = {seat.number: 0.0 for seat in seats}
     for event in one.events:
         if event.what == "picture" and event.at_s > killed_at and not first[event.seat]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import random
 import sys
 import time
@@ -48,7 +49,7 @@ class Round:
 
     Args:
         events: Of all clients.
-        cpu: Of a core, by what was counted.
+        cpu: Of a core, by what was counted; ``desktops`` are all that the seats' users run, ``others`` is the rest.
         memory_mb: PSS at the end, all clients connected, by the same names.
         begin_s: time.monotonic.
     """
@@ -109,14 +110,16 @@ def run_round(
     with clients_started(seats, ways, load, folder) as (begin, clients):
         counted = counted | {"clients": clients}
         time.sleep(max(0.0, begin - time.monotonic()))
-        at, before, busy = time.monotonic(), _read_cpu(counted), _read_busy_s()
+        at, before, busy, desktops = time.monotonic(), _read_cpu(counted), _read_busy_s(), _read_users_s(seats)
         if meanwhile:
             meanwhile(begin)
         time.sleep(max(0.0, begin + load.live_s - 1 - time.monotonic()))
         took, after = time.monotonic() - at, _read_cpu(counted)
         found = Round(begin)
         found.cpu = {name: (after[name] - before[name]) / took for name in counted}
-        found.cpu["machine"] = (_read_busy_s() - busy) / took
+        machine = (_read_busy_s() - busy) / took
+        found.cpu["desktops"] = (_read_users_s(seats) - desktops) / took
+        found.cpu["others"] = max(0.0, machine - sum(found.cpu.values()))
         found.memory_mb = {name: sum(one.read_pss_bytes() for one in them) / 1e6 for name, them in counted.items()}
         for number in range(PROCESSES):
             found.events += parse_result(_await_text(folder / f"result-{number}", clients[number]))
@@ -134,6 +137,17 @@ def _await_text(path: Path, client: Running) -> str:
 
 def _read_cpu(counted: dict[str, list[Running]]) -> dict[str, float]:
     return {name: sum(one.read_cpu_s() for one in them) for name, them in counted.items()}
+
+
+def _read_users_s(seats: list[Seat]) -> float:
+    """Return the CPU time of all processes that are the seats' users', and of their children that ended."""
+    uids, ticks = {pwd.getpwnam(seat.name).pw_uid for seat in seats}, 0
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and process.stat().st_uid in uids:
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                ticks += sum(int(field) for field in fields[11:15])  # proc(5): utime, stime, cutime, cstime
+    return ticks / _ticks
 
 
 def _read_busy_s() -> float:

@@ -61,8 +61,8 @@ def list_figures(result: Result) -> list[Figure]:
     keys = {name: [float(len(one.list_times_ms("key"))) for one in them] for name, them in rounds.items()}
     failures = {name: [float(len(one.list_failures())) for one in them] for name, them in rounds.items()}
     figures.append(Figure("workshop", "keys typed", "", keys))
-    figures.append(Figure("workshop", "CPU of the clients", "% of a core", _pick(rounds, "cpu", "clients", 100)))
-    figures.append(Figure("workshop", "CPU of the whole machine", "% of a core", _pick(rounds, "cpu", "machine", 100)))
+    for name, title in {"desktops": "the desktops", "clients": "the clients", "others": "what else ran here"}.items():
+        figures.append(Figure("workshop", f"CPU of {title}", "% of a core", _pick(rounds, "cpu", name, 100)))
     figures.append(Figure("workshop", "failures", "", failures))
     return [figure for figure in figures if figure.values]
 
