@@ -277,13 +277,16 @@ class RunningPortico:
         return f"{self.prefix}{name}"
 
     def _get_person(self, name: str, make_link: Callable[[], str]) -> Person:
-        if name not in self._people:
-            person = Person(self.url)
-            person.enrol(make_link().partition("#")[2], PASSWORD)
-            answer = person.sign_in(name, PASSWORD)
-            assert answer.status_code in (200, 303), answer.text
-            self._people[name] = person
-        return self._people[name]
+        return self._people.get(name) or self.sign_up(name, make_link())
+
+    def sign_up(self, name: str, link: str) -> Person:
+        """Return somebody who has set a password with a one-time link, and is signed in; ``name`` is the full one."""
+        person = Person(self.url)
+        person.enrol(link.partition("#")[2], PASSWORD)
+        answer = person.sign_in(name, PASSWORD)
+        assert answer.status_code in (200, 303), answer.text
+        self._people[name] = person
+        return person
 
 
 def _remove_group(path: Path) -> bool:
