@@ -33,8 +33,11 @@ format: ## put the source into shape
 bench: ## the gateway beside its peers: 7 minutes, writes docs/benchmarks.md
 	$(PYTHON) bench/gateway.py
 
+workshop: ## 60 desktops with a live client each, Portico beside websockify and nginx, as root: 10 minutes
+	$(PYTHON) bench/workshop.py --kill
+
 lock: ## write the lock files of Python packages anew, with the newest versions that pyproject.toml allows
 	/usr/bin/python3 tools/lock.py
 
-.PHONY: help up test fast system browser lint format bench lock
+.PHONY: help up test fast system browser lint format bench workshop lock
 .DEFAULT_GOAL := help

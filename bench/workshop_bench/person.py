@@ -143,7 +143,8 @@ class Person:
 
     async def _open_window(self) -> None:
         await self._clear()
-        self._type(f"xterm -geometry {WINDOW_GEOMETRY} &")
+        # Of another colour each time: one that a lost connection has left there would hide that a new one is shown.
+        self._type(f"xterm -geometry {WINDOW_GEOMETRY} -bg '#{self._chance.randrange(1 << 24):06x}' &")
         await self._timed("window", *WINDOW_PLACE, lambda: self._type("\n"))
         await self._think(1.0, 3.0)
         await self._click(*WINDOW_PLACE)
