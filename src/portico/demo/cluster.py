@@ -317,6 +317,10 @@ class DemoCluster:
     # people
 
     def _make_account(self) -> None:
+        name = self._facts["prefix"]
+        listed = ("sacctmgr", "-n", "-P", "list", "cluster", "format=cluster")
+        # Accounting learns of a cluster from its controller, some time after that has begun to answer.
+        self._wait("slurmctld", lambda: name in self.run(*listed, check=False).split())
         self.run("sacctmgr", "-i", "add", "account", ACCOUNT, f"Cluster={self._facts['prefix']}")
 
     def add_user(self, name: str) -> None:
