@@ -161,7 +161,10 @@ class RunningPortico:
         assert self._process is not None
         found = {"supervisor": self._process.pid}
         for path in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
-            words = Path(f"/proc/{path}/cmdline").read_bytes().split(b"\0")
+            try:
+                words = Path(f"/proc/{path}/cmdline").read_bytes().split(b"\0")
+            except OSError:  # it has just ended
+                continue
             if b"portico.cli.process" in words:
                 name = words[words.index(b"portico.cli.process") + 1].decode()
                 found["gateway" if name == "gateway-1" else name] = int(path)
