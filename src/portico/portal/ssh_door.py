@@ -23,6 +23,7 @@ from portico.accounts.ssh_entry import Process, SshEntry
 from portico.config import SSH_ACCOUNT, Config
 from portico.errors import Forbidden, PorticoError, Refused
 from portico.model import SshConnection
+from portico.sessions.machine import read_boot_id
 from portico.sessions.ssh import SshSessions
 from portico.ssh.log import parse_line
 
@@ -49,7 +50,7 @@ class SshDoor:
         self._open: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._boot_id = read_boot_id()
 
     def cut_soon(self, tags: list[str]) -> None:
         """Have connections end that live by any of these; may be called from any thread."""

@@ -220,7 +220,7 @@ class BrokerMachine:
         Raises:
             NotFound: It has ended.
         """
-        if connection.boot_id != _read_boot_id():
+        if connection.boot_id != read_boot_id():
             raise NotFound("That was before this machine was started.")
         args = {"user": connection.user_name, "pid": connection.pid, "start_ticks": connection.start_ticks}
         await self._ask_broker("ssh_end", args)
@@ -247,7 +247,8 @@ class BrokerMachine:
                 await asyncio.sleep(0.05)
 
 
-def _read_boot_id() -> str:
+def read_boot_id() -> str:
+    """Return this boot's random id (random(4))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 

@@ -112,17 +112,11 @@ class SshRows:
         """Return the connections of these users, and those that live by these credentials."""
         c = t.ssh_connections.c
         query = select(t.ssh_connections).where(c.user_name.in_(user_names) | c.credential.in_(credentials))
-        return [
-            SshConnection(row.pid, row.start_ticks, row.boot_id, row.credential, row.user_name)
-            for row in self._db.execute(query)
-        ]
+        return [_to_connection(row) for row in self._db.execute(query)]
 
     def list_all_ssh_connections(self) -> list[SshConnection]:
         """Return all connections."""
-        return [
-            SshConnection(row.pid, row.start_ticks, row.boot_id, row.credential, row.user_name)
-            for row in self._db.execute(select(t.ssh_connections))
-        ]
+        return [_to_connection(row) for row in self._db.execute(select(t.ssh_connections))]
 
     def delete_ssh_connection(self, connection: SshConnection) -> None:
         """Delete a process with all that it is known by."""
@@ -143,6 +137,10 @@ class SshRows:
 def _to_row(value: SshKey | SshCertificate, own: str) -> dict[str, Any]:
     row = {name: item for name, item in vars(value).items() if name != own}
     return row | {"sources": " ".join(value.sources)}
+
+
+def _to_connection(row: Any) -> SshConnection:
+    return SshConnection(row.pid, row.start_ticks, row.boot_id, row.credential, row.user_name)
 
 
 def _to_key(row: Any) -> SshKey:
