@@ -24,6 +24,7 @@ from websockets.protocol import Protocol as WebSockets
 from portico.gateway import clipboard, filters, forward
 from portico.gateway import websocket as ws
 from portico.gateway.body import Body, render_chunk
+from portico.gateway.fields import Field
 from portico.gateway.head import (
     Framing,
     Header,
@@ -122,9 +123,8 @@ def _normalise(headers: tuple[Header, ...]) -> list[Header]:
 
 def _check_forwarding(request: Request) -> None:
     """What goes on to an app has nothing of ours in it, and can be parsed."""
-    headers = forward.make_app_headers(request, address="192.0.2.1", scheme="https")
-    head = render_head(b"GET / HTTP/1.1", headers)
-    assert head.endswith(b"\r\n\r\n") and head.count(b"\r\n\r\n") == 1
+    headers = _read_lines(forward.render_for_app(request, address="192.0.2.1", scheme="https"))
+    parse_request(render_head(b"GET / HTTP/1.1", headers))
     names = [name.lower() for name, _ in headers]
     for name in (b"authorization", b"transfer-encoding", b"content-length", b"te", b"expect", b"proxy-authorization"):
         assert name not in names
@@ -137,8 +137,15 @@ def _check_forwarding(request: Request) -> None:
             for pair in value.split(b";"):
                 plain = pair.strip().lower().partition(b"=")[0]
                 assert not plain.startswith((b"portico", b"__host-portico", b"__secure-portico")), pair
-    portals = forward.make_portal_headers(request, listener="apps", address="192.0.2.1", scheme="https")
+    portals = _read_lines(forward.render_for_portal(request, listener="apps", address="192.0.2.1", scheme="https"))
     assert [value for name, value in portals if name.lower() == b"x-portico-listener"] == [b"apps"]
+
+
+def _read_lines(lines: bytes) -> list[Header]:
+    """Return headers from the lines that go on."""
+    assert not lines or lines.endswith(b"\r\n")
+    pairs = [line.split(b": ", 1) for line in lines.split(b"\r\n")[:-1]]
+    return [(name, value) for name, value in pairs]
 
 
 def check_answer(data: bytes) -> None:
@@ -150,7 +157,7 @@ def check_answer(data: bytes) -> None:
             assert refusal.status == 502
             continue
         assert 100 <= response.status < 600
-        kept = forward.make_app_answer_headers(response.headers)
+        kept = _read_lines(forward.render_app_answer(response))
         render_head(b"HTTP/1.1 200 OK", kept)
         _check_kept(response.headers, kept)
         if response.status == 101:
@@ -164,7 +171,7 @@ def check_answer(data: bytes) -> None:
         assert _normalise(response.headers) == list(event.headers)
 
 
-def _check_kept(given: tuple[Header, ...], kept: list[Header]) -> None:
+def _check_kept(given: tuple[Field, ...], kept: list[Header]) -> None:
     """What of an app's answer goes back says nothing of the connection, and sets no cookie beyond its own path."""
     for name, value in kept:
         assert name.lower() not in (b"connection", b"transfer-encoding", b"content-length", b"upgrade")

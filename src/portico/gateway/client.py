@@ -17,7 +17,7 @@ from portico.errors import PorticoError, Refused, Unavailable
 from portico.gateway import filters, forward, pages
 from portico.gateway import websocket as ws
 from portico.gateway.end import End
-from portico.gateway.exchange import IDEMPOTENT, MEMO_BYTES, Exchange
+from portico.gateway.exchange import IDEMPOTENT, MEMO_BYTES, Exchange, RenderAnswer
 from portico.gateway.head import (
     Framing,
     Header,
@@ -27,7 +27,6 @@ from portico.gateway.head import (
     get_tokens,
     parse_request,
     parse_request_like,
-    render_lines,
     render_response,
 )
 from portico.gateway.listening import Listening, Peer
@@ -55,13 +54,13 @@ _TOLD: Final = (b"cookie", b"origin", b"sec-fetch-site", b"authorization")
 class _Memo:
     """The last request's fields, and what was made of them. ``request`` and ``line`` are those of the last request."""
 
-    __slots__ = ("asked", "ends", "fields", "line", "lines", "request")
+    __slots__ = ("app_lines", "asked", "ends", "fields", "line", "request")
 
     def __init__(self, line: bytes, fields: bytes, request: Request) -> None:
         self.line, self.fields, self.request = line, fields, request
         self.ends: tuple[str, Peer] | None = None
         self.asked: tuple[Context, dict[str, Any]] | None = None
-        self.lines: dict[str, bytes] = {}
+        self.app_lines: bytes | None = None
 
 
 class Client:
@@ -260,27 +259,13 @@ class Client:
             memo.asked = context, asked
         return context, asked
 
-    def _render_for(self, request: Request, whose: str, make: Callable[[], list[Header]]) -> bytes:
-        """Return the request's headers as the portal or an app gets them, rendered."""
-        memo = self._memo
-        if memo is None or memo.request is not request:
-            return render_lines(make())
-        if (lines := memo.lines.get(whose)) is None:
-            lines = memo.lines[whose] = render_lines(make())
-        return lines
-
     def _serve(self, request: Request) -> None:
         listener, peer = self._find_ends(request)
         is_portals = request.path.startswith(PORTAL_PATHS) if listener == "apps" else not request.upgrade
         if is_portals:
             if request.upgrade:
                 raise Refusal(400, "no WebSocket here")
-            lines = self._render_for(
-                *(request, "portal"),
-                lambda: forward.make_portal_headers(
-                    request, listener=listener, address=peer.address, scheme=peer.scheme
-                ),
-            )
+            lines = forward.render_for_portal(request, listener=listener, address=peer.address, scheme=peer.scheme)
             self._go_to_portal(request, lines)
             return
         context, asked = self._describe(request, listener, peer)
@@ -301,7 +286,7 @@ class Client:
                     request,
                     upstream,
                     lines,
-                    forward.make_portal_answer_headers,
+                    forward.render_portal_answer,
                     self.gateway.limits.portal_body_bytes,
                 ),
                 *(self.gateway.limits.portal_answer_s, frozenset(), lambda: self._go_to_portal(request, lines)),
@@ -316,11 +301,14 @@ class Client:
             self._go_by(request, way, peer, upstream)
 
     def _go_by(self, request: Request, way: Way, peer: Peer, upstream: Upstream) -> None:
-        lines = self._render_for(
-            request, "app", lambda: forward.make_app_headers(request, address=peer.address, scheme=peer.scheme)
-        )
+        memo = self._memo
+        lines = memo.app_lines if memo is not None and memo.request is request else None
+        if lines is None:
+            lines = forward.render_for_app(request, address=peer.address, scheme=peer.scheme)
+            if memo is not None and memo.request is request:
+                memo.app_lines = lines
         self._go(
-            *(request, upstream, lines, forward.make_app_answer_headers, None),
+            *(request, upstream, lines, forward.render_app_answer, None),
             *(self.gateway.limits.app_answer_s, way.tags, lambda: self._go_to_app(request, way, peer)),
         )
 
@@ -329,7 +317,7 @@ class Client:
         request: Request,
         upstream: Upstream,
         lines: bytes,
-        filter_answer: Callable[..., list[Header]],
+        render_answer: RenderAnswer,
         limit_bytes: int | None,
         answer_s: float,
         tags: frozenset[str],
@@ -340,7 +328,7 @@ class Client:
             self._guard(request, again)
 
         self._exchange = exchange = Exchange(
-            self, request, upstream, lines, filter_answer, limit_bytes, answer_s, tags, retry
+            self, request, upstream, lines, render_answer, limit_bytes, answer_s, tags, retry
         )
         try:
             exchange.start()
@@ -575,12 +563,11 @@ class Client:
 def _describe(request: Request, listener: str, peer: Peer) -> dict[str, Any]:
     """Return what the portal is asked, without the query, which may hold what is only for the app."""
     headers: dict[str, str] = {}
-    for key, value in request.headers:
-        name = key.lower()
-        if name in _TOLD:
-            text = value.decode("latin-1")
-            known = headers.get(name.decode())
-            headers[name.decode()] = f"{known}; {text}" if known is not None else text
+    for field in request.headers:
+        if field.key in _TOLD:
+            name, text = field.key.decode(), field[1].decode("latin-1")
+            known = headers.get(name)
+            headers[name] = f"{known}; {text}" if known is not None else text
     return {
         "listener": listener,
         "method": request.method,

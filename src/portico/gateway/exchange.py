@@ -6,18 +6,16 @@ take yet. Everything happens in answer to an event of one of the two ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from portico.gateway import websocket as ws
 from portico.gateway.body import LAST_CHUNK, Body, render_chunk
 from portico.gateway.end import READ_BYTES, End
 from portico.gateway.flow import Flow
-from portico.gateway.forward import make_switching_headers
+from portico.gateway.forward import render_switching
 from portico.gateway.head import (
-    REASONS,
     Framing,
-    Header,
     Refusal,
     Request,
     Response,
@@ -25,8 +23,7 @@ from portico.gateway.head import (
     get,
     get_tokens,
     parse_response,
-    render_head,
-    render_response,
+    render_status_line,
 )
 from portico.gateway.upstream import Upstream
 
@@ -39,7 +36,7 @@ _INTERIM_ANSWERS: Final = 8
 MEMO_BYTES: Final = 4 * 1024
 """A longer head, of a request or an answer, is not kept with its connection."""
 
-Filter = Callable[[Sequence[Header]], list[Header]]
+RenderAnswer = Callable[[Response], bytes]
 
 
 class Exchange:
@@ -49,7 +46,7 @@ class Exchange:
         client: Whose it is.
         upstream: Where it goes; closed here unless its answer was taken whole.
         lines: The request's headers as sent on, rendered, without framing.
-        filter_answer: From the answer's headers to those that the client gets, without framing.
+        render_answer: From an answer to the lines of its headers that the client gets, without framing.
         limit_bytes: Largest body; None for no limit.
         answer_s: From the end of the request until the answer begins.
         tags: What it lives by; empty for the portal's own pages.
@@ -57,9 +54,20 @@ class Exchange:
     """
 
     __slots__ = (
-        *("_answer_s", "_body", "_body_taken", "_buffer", "_client", "_filter_answer", "_flow", "_interim", "_lines"),
-        *("_is_over", "_keep", "_limit_bytes", "_rechunk", "_request", "_response", "_retry", "_sent_all", "_upstream"),
-        *("_answer_body", "answered", "tags"),
+        *("_answer_s", "_body", "_body_taken", "_buffer", "_client", "_flow", "_interim", "_lines"),
+        *(
+            "_is_over",
+            "_keep",
+            "_limit_bytes",
+            "_rechunk",
+            "_render_answer",
+            "_request",
+            "_response",
+            "_retry",
+            "_sent_all",
+            "_upstream",
+        ),
+        *("_answer_body", "_render_answer", "answered", "tags"),
     )
     is_stream = False
 
@@ -69,14 +77,14 @@ class Exchange:
         request: Request,
         upstream: Upstream,
         lines: bytes,
-        filter_answer: Filter,
+        render_answer: RenderAnswer,
         limit_bytes: int | None,
         answer_s: float,
         tags: frozenset[str],
         retry: Callable[[], None],
     ) -> None:
         self._client, self._request, self._upstream = client, request, upstream
-        self._lines, self._filter_answer = lines, filter_answer
+        self._lines, self._render_answer = lines, render_answer
         self._limit_bytes, self._answer_s, self._retry = limit_bytes, answer_s, retry
         self.tags = tags
         self.answered = False  # whether anything was sent to the client
@@ -261,48 +269,45 @@ class Exchange:
             return memo[2]
         response = parse_response(head, method)
         if response.status >= 200 and end <= MEMO_BYTES:
-            filtered = self._filter_answer(response.headers)
-            lines = render_head(b"HTTP/1.1 %d %b" % (response.status, REASONS.get(response.status, b"")), filtered)
-            self._upstream.memo = head, method, response, lines[:-2]
+            self._upstream.memo = head, method, response, self._render(response)
         if response.status == 101 and not self._request.upgrade:
             raise Refusal(502, "it switched protocols unasked")
         return response
+
+    def _render(self, response: Response) -> bytes:
+        """Return the first line and the headers as the client gets them, without framing."""
+        return render_status_line(response.status) + self._render_answer(response)
 
     def _begin(self, response: Response) -> None:
         if response.status == 101:
             self._switch(response)
             return
         request, client = self._request, self._client
-        memo, headers = self._upstream.memo, list[Header]()
-        if memo is None or memo[2] is not response:
-            headers = self._filter_answer(response.headers)
+        memo = self._upstream.memo
+        head = memo[3] if memo is not None and memo[2] is response else self._render(response)
         framing = response.framing
         self._response = response
         self._answer_body = body = Body(framing, response.length)
         self._rechunk = framing in (Framing.CHUNKED, Framing.CLOSE) and request.minor == 1
         keep = request.keep_alive and self._body_taken and not request.upgrade and not client.gateway.closing
         if self._rechunk:
-            headers.append((b"Transfer-Encoding", b"chunked"))
+            head += b"Transfer-Encoding: chunked\r\n"
         elif framing is Framing.LENGTH:
-            headers.append((b"Content-Length", b"%d" % response.length))
+            head += b"Content-Length: %d\r\n" % response.length
         elif framing is not Framing.NONE:
             keep = False
         elif request.method == "HEAD":
             if length := get(response.headers, b"content-length"):
-                headers.append((b"Content-Length", length))
+                head += b"Content-Length: %b\r\n" % length
         elif response.status not in (204, 304):
-            headers.append((b"Content-Length", b"0"))
+            head += b"Content-Length: 0\r\n"
         if not keep:
-            headers.append((b"Connection", b"close"))
+            head += b"Connection: close\r\n"
         elif request.minor == 0:
-            headers.append((b"Connection", b"keep-alive"))
+            head += b"Connection: keep-alive\r\n"
         self._keep = keep
         client.deadline = client.never
-        if memo is not None and memo[2] is response:
-            head = b"".join((memo[3], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"))
-        else:
-            head = render_response(response.status, headers)
-        out = head + self._feed()
+        out = head + b"\r\n" + self._feed()
         if body.done:
             self._finish(out)
             return
@@ -409,7 +414,7 @@ class Exchange:
         )
         if not accepts or get_tokens(response.headers, b"upgrade") != [b"websocket"]:
             raise Refusal(502, "malformed WebSocket handshake of the app")
-        self._say(render_response(101, make_switching_headers(response.headers)) + self._buffer)
+        self._say(render_status_line(101) + render_switching(response) + b"\r\n" + self._buffer)
         if not self._is_over:
             self._leave()
             self._client.become_tunnel(self._upstream, self.tags)

@@ -1,4 +1,4 @@
-"""Which headers go on, to the portal, to an app, and back: pure functions from headers to headers.
+"""Which headers go on, to the portal, to an app, and back: pure functions from headers to the lines that they become.
 
 An app is a user's own program and may be hostile to everyone else, so no cookie or authorization of the portal
 reaches it, and nothing it says may reach beyond its own path on the apps' origin.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
-from portico.gateway.head import Header, Request, get_tokens
+from portico.gateway.fields import Field
+from portico.gateway.head import Request, Response, get
 
 HOP_BY_HOP: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te"}
@@ -30,32 +31,50 @@ _BEYOND_ITS_PATH: Final = frozenset(
 """What an app's answer could say about the whole host, the portal's cookies included."""
 
 
-def make_portal_headers(request: Request, *, listener: str, address: str, scheme: str) -> list[Header]:
-    """Return the headers of ``request`` as the portal gets them, without body framing."""
-    return [
-        (b"Host", request.get(b"host").encode("latin-1")),
-        *_pass_on(request),
-        (b"X-Portico-Listener", listener.encode()),
-        (b"X-Forwarded-For", address.encode()),
-        (b"X-Forwarded-Proto", scheme.encode()),
-    ]
+def render_for_portal(request: Request, *, listener: str, address: str, scheme: str) -> bytes:
+    """Return the lines of ``request``'s headers as the portal gets them, without body framing."""
+    lines = [_render_for_portal(field) if field.to_portal is None else field.to_portal for field in _pass_on(request)]
+    return b"".join((_render_host(request), *lines, _render_ours(address, scheme, listener)))
 
 
-def make_app_headers(request: Request, *, address: str, scheme: str) -> list[Header]:
-    """Return the headers of ``request`` as an app gets them, without body framing."""
-    headers: list[Header] = [(b"Host", request.get(b"host").encode("latin-1"))]
-    for name, value in _pass_on(request):
-        key = name.lower()
-        if key == b"authorization":
-            continue
-        if key == b"cookie":
-            value = strip_cookies(value)
-            if not value:
-                continue
-        headers.append((name, value))
+def render_for_app(request: Request, *, address: str, scheme: str) -> bytes:
+    """Return the lines of ``request``'s headers as an app gets them, without body framing."""
+    lines = [_render_for_app(field) if field.to_app is None else field.to_app for field in _pass_on(request)]
     if request.upgrade:
-        headers += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
-    return [*headers, (b"X-Forwarded-For", address.encode()), (b"X-Forwarded-Proto", scheme.encode())]
+        lines += [_render(field) for field in request.headers if field.key in _WEBSOCKET_REQUEST]
+        lines.append(b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
+    return b"".join((_render_host(request), *lines, _render_ours(address, scheme)))
+
+
+@functools.lru_cache(1024)
+def _render_ours(address: str, scheme: str, listener: str = "") -> bytes:
+    told = f"X-Portico-Listener: {listener}\r\n" if listener else ""
+    return f"{told}X-Forwarded-For: {address}\r\nX-Forwarded-Proto: {scheme}\r\n".encode("ascii")
+
+
+def _render(field: Field) -> bytes:
+    return b"%b: %b\r\n" % field
+
+
+def _render_host(request: Request) -> bytes:
+    return b"Host: %b\r\n" % get(request.headers, b"host")
+
+
+def _render_for_portal(field: Field) -> bytes:
+    is_kept = field.key in HOP_BY_HOP or field.key in _WEBSOCKET_REQUEST or _OURS.match(field.key)
+    field.to_portal = b"" if is_kept else _render(field)
+    return field.to_portal
+
+
+def _render_for_app(field: Field) -> bytes:
+    line = _render_for_portal(field)
+    if field.key == b"authorization":
+        line = b""
+    elif field.key == b"cookie":
+        kept = strip_cookies(field[1])
+        line = b"%b: %b\r\n" % (field[0], kept) if kept else b""
+    field.to_app = line
+    return line
 
 
 def strip_cookies(value: bytes) -> bytes:
@@ -64,25 +83,38 @@ def strip_cookies(value: bytes) -> bytes:
     return b"; ".join(kept)
 
 
-def make_portal_answer_headers(headers: Sequence[Header]) -> list[Header]:
-    """Return the headers of the portal's answer as the browser gets them, without body framing."""
-    return list(_pass_back(headers))
+def render_portal_answer(response: Response) -> bytes:
+    """Return the lines of the portal's answer's headers as the browser gets them, without body framing."""
+    return b"".join([_render(field) for field in _pass_on(response) if not _is_of_connection(field)])
 
 
-def make_app_answer_headers(headers: Sequence[Header]) -> list[Header]:
-    """Return the headers of an app's answer as the browser gets them, without body framing."""
-    kept: list[Header] = []
-    for name, value in _pass_back(headers):
-        key = name.lower().replace(b"_", b"-")
-        if key in _BEYOND_ITS_PATH or key.startswith(b"x-portico-"):
-            continue
-        if key == b"set-cookie":
-            cookie = filter_set_cookie(value)
-            if cookie is None:
-                continue
-            value = cookie
-        kept.append((name, value))
-    return kept
+def render_app_answer(response: Response) -> bytes:
+    """Return the lines of an app's answer's headers as the browser gets them, without body framing."""
+    return b"".join(
+        [_render_for_client(field) if field.to_client is None else field.to_client for field in _pass_on(response)]
+    )
+
+
+def render_switching(response: Response) -> bytes:
+    """Return the lines of an app's 101's headers as the browser gets them."""
+    return render_app_answer(response) + b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+
+
+def _render_for_client(field: Field) -> bytes:
+    name, value = field
+    key: bytes = field.key.replace(b"_", b"-")
+    line = _render(field)
+    if _is_of_connection(field) or key in _BEYOND_ITS_PATH or key.startswith(b"x-portico-"):
+        line = b""
+    elif key == b"set-cookie":
+        cookie = filter_set_cookie(value)
+        line = b"%b: %b\r\n" % (name, cookie) if cookie is not None else b""
+    field.to_client = line
+    return line
+
+
+def _is_of_connection(field: Field) -> bool:
+    return field.key in HOP_BY_HOP or field.key == b"content-length"
 
 
 def filter_set_cookie(value: bytes) -> bytes | None:
@@ -100,31 +132,8 @@ def filter_set_cookie(value: bytes) -> bytes | None:
     return b";".join([pair, *kept])
 
 
-def make_switching_headers(headers: Sequence[Header]) -> list[Header]:
-    """Return the headers of an app's 101 as the browser gets them."""
-    return [*make_app_answer_headers(headers), (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
-
-
-def _pass_on(request: Request) -> Iterable[Header]:
-    named = set(get_tokens(request.headers, b"connection"))
-    for name, value in request.headers:
-        key = name.lower()
-        if key in named or _is_kept_here(key):
-            continue
-        if key in _WEBSOCKET_REQUEST and not request.upgrade:
-            continue
-        yield name, value
-
-
-@functools.lru_cache(1024)
-def _is_kept_here(key: bytes) -> bool:
-    """Return whether a request's header goes no further, by its name in lower case."""
-    return key in HOP_BY_HOP or _OURS.match(key) is not None
-
-
-def _pass_back(headers: Sequence[Header]) -> Iterable[Header]:
-    named = set(get_tokens(headers, b"connection"))
-    for name, value in headers:
-        key = name.lower()
-        if key not in HOP_BY_HOP and key not in named and key != b"content-length":
-            yield name, value
+def _pass_on(message: Request | Response) -> Iterable[Field]:
+    """Return the headers that no Connection header names (RFC 9110, 7.6.1)."""
+    if not message.connection or HOP_BY_HOP.issuperset(message.connection):
+        return message.headers
+    return [field for field in message.headers if field.key not in message.connection]

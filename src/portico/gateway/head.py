@@ -1,8 +1,8 @@
 """Heads of HTTP/1.x messages, sans I/O: bytes in, values out, or a refusal (RFC 9112).
 
-llhttp (httptools) parses; in front of it stands one regular expression that admits less than llhttp does. What two
-parsers could read in two ways is refused, and what goes on is rendered anew from values, so that no byte of the
-sender's framing reaches the next parser: that is the defence against request smuggling.
+First lines are read here, by regular expressions that admit little; fields.py reads the others, with llhttp's consent.
+What two parsers could read in two ways is refused, and what goes on is rendered anew from values, so that no byte of
+the sender's framing reaches the next parser: that is the defence against request smuggling.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-import httptools
+from portico.gateway.fields import TOKEN, Field, FieldBook, Malformed
 
 Header = tuple[bytes, bytes]
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_FIELDS: Final = rb"(?:" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*\r\n"  # no NUL, no bare CR or LF, no obs-fold
-_FIRST: Final = _TOKEN + rb" [\x21-\x7e]+ HTTP/1\.[01]\r\n"
-_LINE: Final = re.compile(_FIRST)
-_REQUEST: Final = re.compile(_FIRST + _FIELDS)
-_RESPONSE: Final = re.compile(rb"HTTP/1\.[01] [1-5][0-9][0-9](?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r\n" + _FIELDS)
-_DOT_SEGMENT: Final = re.compile(rb"/(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
+_REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
+_DOT_SEGMENT: Final = re.compile(r"/(?:\.|%2e){1,2}(?:/|\Z)", re.IGNORECASE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}\Z")
 _KEY: Final = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==\Z")  # 16 bytes in base64 (RFC 6455, 4.1)
 
@@ -57,12 +53,16 @@ class Framing(enum.Enum):
 
 
 class Request(NamedTuple):
-    """A request's head. ``headers`` keep their order and spelling; ``length`` is the body's with Framing.LENGTH."""
+    """A request's head. ``headers`` keep their order and spelling; ``length`` is the body's with Framing.LENGTH.
+
+    ``connection`` has the members of its Connection headers, in lower case.
+    """
 
     method: str
     target: str
     minor: int
-    headers: tuple[Header, ...]
+    headers: tuple[Field, ...]
+    connection: tuple[bytes, ...]
     framing: Framing
     length: int
     keep_alive: bool
@@ -83,23 +83,24 @@ class Response(NamedTuple):
     """A response's head. ``reusable``: the connection can carry another exchange once the body has ended."""
 
     status: int
-    headers: tuple[Header, ...]
+    headers: tuple[Field, ...]
+    connection: tuple[bytes, ...]
     framing: Framing
     length: int
     reusable: bool
 
 
-def get(headers: Sequence[Header], name: bytes) -> bytes:
+def get(headers: Sequence[Field], name: bytes) -> bytes:
     """Return the value of the first header ``name`` (lower case), or nothing."""
-    for key, value in headers:
-        if key.lower() == name:
-            return value
+    for field in headers:
+        if field.key == name:
+            return field[1]
     return b""
 
 
-def get_tokens(headers: Sequence[Header], name: bytes) -> list[bytes]:
+def get_tokens(headers: Sequence[Field], name: bytes) -> list[bytes]:
     """Return the members of all lists ``name``, in lower case."""
-    joined = b",".join(value for key, value in headers if key.lower() == name)
+    joined = b",".join([field[1] for field in headers if field.key == name])
     return [token for part in joined.split(b",") if (token := part.strip(b" \t").lower())]
 
 
@@ -113,26 +114,30 @@ def find_head_end(buffer: bytes | bytearray, limit_bytes: int) -> int:
     if buffer and not 0x41 <= buffer[0] <= 0x5A:
         raise Refusal(400, "no HTTP request")
     end = buffer.find(b"\r\n\r\n") + 4
-    head = buffer[:end] if end > 3 else buffer
     if end > limit_bytes or (end <= 3 and len(buffer) >= limit_bytes):
         raise Refusal(431, "header too large")
-    if head.count(b"\n") != head.count(b"\r\n"):
+    until = end if end > 3 else len(buffer)
+    if buffer.count(b"\n", 0, until) != buffer.count(b"\r\n", 0, until):
         raise Refusal(400, "bare line feed")
     return end if end > 3 else 0
 
 
-class _Fields:
-    """What llhttp calls back with."""
+_book: Final = FieldBook()
 
-    def __init__(self) -> None:
-        self.headers: list[Header] = []
-        self.url = b""
 
-    def on_url(self, url: bytes) -> None:
-        self.url += url
+def _split(head: bytes, limit_count: int) -> tuple[bytes, tuple[Field, ...]]:
+    """Return the first line, and the fields.
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value.strip(b" \t")))
+    Raises:
+        Malformed: It is no head.
+        Refusal: It has too many fields.
+    """
+    first, *lines = head.split(b"\r\n")
+    if len(lines) < 2 or lines.pop() or lines.pop():
+        raise Malformed
+    if len(lines) > limit_count:
+        raise Refusal(431, "too many headers")
+    return first, tuple(_book.read(lines))
 
 
 def parse_request(head: bytes, *, limit_count: int = 100) -> Request:
@@ -142,13 +147,12 @@ def parse_request(head: bytes, *, limit_count: int = 100) -> Request:
         Refusal: It is malformed, ambiguous, or of a kind that is not served here.
 
     """
-    if _REQUEST.fullmatch(head) is None:
-        raise Refusal(400, "malformed header")
-    fields = _Fields()
-    method, minor = _feed_request(head, fields)
-    headers = tuple(fields.headers)
-    known = _check_fields(headers, limit_count)
-    target = _check_line(method, fields.url)
+    try:
+        line, headers = _split(head, limit_count)
+    except Malformed:
+        raise Refusal(400, "malformed header") from None
+    method, target, minor = _parse_line(line)
+    known = _check_fields(headers)
     if minor == 1 and b"host" not in known:
         raise Refusal(400, "no Host")
     framing, length = _parse_framing(known)
@@ -156,55 +160,35 @@ def parse_request(head: bytes, *, limit_count: int = 100) -> Request:
         raise Refusal(400, "transfer coding in HTTP/1.0")
     if framing is Framing.CLOSE or (framing is Framing.LENGTH and length == 0):
         framing = Framing.NONE
-    connection = get_tokens(headers, b"connection") if b"connection" in known else ()
+    connection = tuple(get_tokens(headers, b"connection")) if b"connection" in known else ()
     upgrade = b"upgrade" in connection and get_tokens(headers, b"upgrade") == [b"websocket"]
     if upgrade:
         _check_upgrade(method, minor, headers, framing)
     expect = known.get(b"expect", b"").lower()
     if expect not in (b"", b"100-continue"):
         raise Refusal(417, "expectation")
-    return Request(
-        method=method,
-        target=target,
-        minor=minor,
-        headers=headers,
-        framing=framing,
-        length=length,
-        keep_alive=b"close" not in connection and (minor == 1 or b"keep-alive" in connection),
-        upgrade=upgrade,
-        expects_continue=bool(expect) and minor == 1 and framing is not Framing.NONE,
-    )
+    keep_alive = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
+    expects_continue = bool(expect) and minor == 1 and framing is not Framing.NONE
+    return Request(method, target, minor, headers, connection, framing, length, keep_alive, upgrade, expects_continue)
 
 
-def _feed_request(head: bytes, fields: _Fields) -> tuple[str, int]:
-    """Return method and minor version.
+def _parse_line(line: bytes) -> tuple[str, str, int]:
+    """Return method, target and minor version of a request's first line, given without CR LF.
 
     Raises:
-        Refusal: llhttp takes it for none.
+        Refusal: It is malformed, or method or target are not served here.
     """
-    parser = httptools.HttpRequestParser(fields)
-    try:
-        parser.feed_data(head)
-    except httptools.HttpParserUpgrade:
-        pass
-    except httptools.HttpParserError:
-        raise Refusal(400, "malformed header") from None
-    return parser.get_method().decode("ascii"), int(parser.get_http_version()[-1])
-
-
-def _check_line(method: str, target: bytes) -> str:
-    """Return the target as text.
-
-    Raises:
-        Refusal: Method or target are not served here.
-    """
+    found = _REQUEST_LINE.fullmatch(line)
+    if found is None:
+        raise Refusal(400, "malformed header")
+    method, target = found[1].decode("ascii"), found[2].decode("ascii")
     if method not in METHODS:
         raise Refusal(405, "method", [(b"Allow", ", ".join(sorted(METHODS)).encode())])
-    if not target.startswith(b"/") or target.startswith(b"//") or b"#" in target:
+    if not target.startswith("/") or target.startswith("//") or "#" in target:
         raise Refusal(400, "request target")
-    if _DOT_SEGMENT.search(target.partition(b"?")[0]):
+    if _DOT_SEGMENT.search(target.partition("?")[0]):
         raise Refusal(400, "dot segment in request target")
-    return target.decode("ascii")
+    return method, target, 1 if found[3] == b"1" else 0
 
 
 def parse_request_like(line: bytes, like: Request) -> Request | None:
@@ -213,12 +197,10 @@ def parse_request_like(line: bytes, like: Request) -> Request | None:
     None where the whole head has to be looked at: with a body, an upgrade, an expectation, another version, and where
     the line is to be refused.
     """
-    if like.framing is not Framing.NONE or like.upgrade or like.expects_continue or _LINE.fullmatch(line) is None:
+    if like.framing is not Framing.NONE or like.upgrade or like.expects_continue:
         return None
-    fields = _Fields()
     try:
-        method, minor = _feed_request(line + b"\r\n", fields)
-        target = _check_line(method, fields.url)
+        method, target, minor = _parse_line(line.removesuffix(b"\r\n"))
     except Refusal:
         return None
     return like._replace(method=method, target=target) if minor == like.minor else None
@@ -231,27 +213,24 @@ def parse_response(head: bytes, method: str, *, limit_count: int = 200) -> Respo
         Refusal: It is malformed or ambiguous.
 
     """
-    if _RESPONSE.fullmatch(head) is None:
-        raise Refusal(502, "malformed answer")
-    fields = _Fields()
-    parser = httptools.HttpResponseParser(fields)
     try:
-        parser.feed_data(head)
-    except httptools.HttpParserUpgrade:
-        pass
-    except httptools.HttpParserError:
+        line, headers = _split(head, limit_count)
+        found = _STATUS_LINE.fullmatch(line)
+        if found is None:
+            raise Malformed
+        known = _check_fields(headers)
+        framing, length = _parse_framing(known)
+    except Malformed:
         raise Refusal(502, "malformed answer") from None
-    status, headers = parser.get_status_code(), tuple(fields.headers)
-    try:
-        framing, length = _parse_framing(_check_fields(headers, limit_count))
     except Refusal as refusal:
         raise Refusal(502, f"answer: {refusal.reason}") from None
+    status = int(found[2])
     if method == "HEAD" or status < 200 or status in (204, 304):
         framing = Framing.NONE
-    connection = get_tokens(headers, b"connection")
-    persistent = head.startswith(b"HTTP/1.1") or b"keep-alive" in connection
+    connection = tuple(get_tokens(headers, b"connection")) if b"connection" in known else ()
+    persistent = found[1] == b"1" or b"keep-alive" in connection
     reusable = persistent and b"close" not in connection and framing is not Framing.CLOSE
-    return Response(status, headers, framing, length, reusable)
+    return Response(status, headers, connection, framing, length, reusable)
 
 
 def render_request(method: str, target: str, headers: Iterable[Header]) -> bytes:
@@ -259,19 +238,14 @@ def render_request(method: str, target: str, headers: Iterable[Header]) -> bytes
     return render_head(f"{method} {target} HTTP/1.1".encode("latin-1"), headers)
 
 
-def render_lines(headers: Iterable[Header]) -> bytes:
-    """Return the lines of headers, CR LF behind each.
-
-    Raises:
-        ValueError: A value would break its line, which is a defect of the caller.
-
-    """
-    return render_head(b"", headers)[2:-2]
+def render_status_line(status: int) -> bytes:
+    """Return the first line of an HTTP/1.1 response, CR LF included."""
+    return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b""))
 
 
 def render_response(status: int, headers: Iterable[Header]) -> bytes:
     """Return the head of an HTTP/1.1 response."""
-    return render_head(b"HTTP/1.1 %d %b" % (status, REASONS.get(status, b"")), headers)
+    return render_head(render_status_line(status)[:-2], headers)
 
 
 def render_head(first_line: bytes, headers: Iterable[Header]) -> bytes:
@@ -288,22 +262,19 @@ def render_head(first_line: bytes, headers: Iterable[Header]) -> bytes:
     return head
 
 
-def _check_fields(headers: Sequence[Header], limit_count: int) -> dict[bytes, bytes]:
+def _check_fields(headers: Sequence[Field]) -> dict[bytes, bytes]:
     """Return the fields by their names in lower case; of those that may come several times, the last.
 
     Raises:
-        Refusal: There are too many, or two of one that may come once only.
+        Refusal: There are two of one that may come once only.
     """
-    if len(headers) > limit_count:
-        raise Refusal(431, "too many headers")
-    known = {name.lower(): value for name, value in headers}
+    known = {field.key: field[1] for field in headers}
     if len(known) < len(headers):
         seen: set[bytes] = set()
-        for name, _ in headers:
-            key = name.lower()
-            if key in seen and key in SINGLE:
+        for field in headers:
+            if field.key in seen and field.key in SINGLE:
                 raise Refusal(400, "header given twice")
-            seen.add(key)
+            seen.add(field.key)
     return known
 
 
@@ -322,7 +293,7 @@ def _parse_framing(known: Mapping[bytes, bytes]) -> tuple[Framing, int]:
     return Framing.LENGTH, int(length)
 
 
-def _check_upgrade(method: str, minor: int, headers: Sequence[Header], framing: Framing) -> None:
+def _check_upgrade(method: str, minor: int, headers: Sequence[Field], framing: Framing) -> None:
     """Refuse a WebSocket handshake that RFC 6455, 4.2.1 does not allow."""
     if method != "GET" or minor != 1 or framing is not Framing.NONE:
         raise Refusal(400, "malformed upgrade")

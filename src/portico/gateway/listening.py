@@ -35,10 +35,10 @@ class Listening:
     def find_listener(self, host: str) -> str:
         """Return which of the two a Host header means; empty for neither. Exact, after lower-casing."""
         host = host.lower()
-        if host in self.portal_hosts:
-            return "portal"
         if host in self.app_hosts:
             return "apps"
+        if host in self.portal_hosts:
+            return "portal"
         label, _, rest = host.partition(".")
         if self.apps_domain and rest == self.apps_domain and _LABEL.match(label):
             return "apps"
@@ -66,8 +66,8 @@ class Listening:
 
     def trusts(self, address: str) -> bool:
         """Return whether ``address`` is a proxy of ours."""
-        if address in self.trusted_proxies:
-            return True
+        if not self.trusted_proxies or address in self.trusted_proxies:
+            return bool(self.trusted_proxies)
         return any("/" in one and _is_within(address, one) for one in self.trusted_proxies)
 
 

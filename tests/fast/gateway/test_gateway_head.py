@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from portico.gateway import forward
 from portico.gateway.body import LAST_CHUNK, Body, render_chunk
+from portico.gateway.fields import KEPT_LINES, FieldBook, Malformed, parse_field
 from portico.gateway.head import (
     Framing,
     Refusal,
@@ -322,3 +323,45 @@ def test_the_same_fields_again_are_the_same_request(line: bytes, fields: bytes, 
     known = parse_request_like(line, like)
     if known is not None:  # else it is parsed whole
         assert known == parse_request(line + fields)
+
+
+# lines that were read before
+
+
+def test_a_line_that_is_said_again_is_looked_at_once() -> None:
+    book = FieldBook()
+    (first,) = book.read([b"Accept: */*"])
+    assert book.read([b"Accept: */*", b"Accept:*/*"]) == [first, first]
+    assert book.read([b"Accept: */*"])[0] is first and (first, first.key) == ((b"Accept", b"*/*"), b"accept")
+
+
+def test_no_authorization_and_no_long_line_is_kept() -> None:
+    book = FieldBook()
+    for line in (b"Authorization: Bearer x", b"X: " + b"x" * 2000):
+        assert book.read([line])[0] is not book.read([line])[0]
+
+
+def test_a_flood_of_lines_is_forgotten_and_those_that_come_again_are_not() -> None:
+    book = FieldBook()
+    kept = book.read([b"Accept: */*"])[0]
+    lines = [b"X: %d" % number for number in range(10 * KEPT_LINES)]
+    first = book.read(lines[:1])[0]
+    for line in lines:
+        assert book.read([b"Accept: */*", line])[0] is kept
+    assert book.read(lines[:1])[0] is not first
+    assert book.count() <= 2 * KEPT_LINES
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=30), st.builds(lambda a, b: a + b":" + b, st.binary(max_size=6), st.binary(max_size=12))
+    )
+)
+def test_a_line_is_read_as_llhttp_reads_it_or_refused(line: bytes) -> None:
+    try:
+        field = parse_field(line)
+    except Malformed:
+        return
+    name, value = field
+    assert line.startswith(name + b":") and line[len(name) + 1 :].strip(b" \t") == value
+    assert not set(line) & set(b"\r\n\0") and field.key == name.lower()
