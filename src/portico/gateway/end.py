@@ -185,6 +185,11 @@ class End:
 
     def on_event(self, mask: int) -> None:
         """Send what was kept, and tell the owner."""
+        if mask == select.EPOLLIN and not self._waits:  # mostly
+            self.readable = True
+            self._turn = 0
+            self.owner.on_readable(self)
+            return
         if mask & WRITE and self.out is not None and not self._flush():
             return
         if mask & ~WRITE:

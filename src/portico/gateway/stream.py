@@ -137,6 +137,10 @@ class Stream:
 
     def _take(self, data: bytes) -> None:
         try:
+            if (payload := self._frames.read_one(data)) is not None:
+                if not self._is_closing:
+                    self._give(payload)
+                return
             for frame in self._frames.feed(data):
                 if frame.kind == ws.CLOSE:
                     self._on_close()
@@ -144,9 +148,7 @@ class Stream:
                 if self._is_closing:
                     continue
                 if frame.kind == ws.BINARY:
-                    self._gateway.metrics.in_bytes += len(frame.payload)
-                    if allowed := self._filter.feed(frame.payload):
-                        self._write(allowed)
+                    self._give(frame.payload)
                 elif frame.kind == ws.PING:
                     self._send_control(ws.PONG, frame.payload)
         except ws.ProtocolError as error:
@@ -155,9 +157,12 @@ class Stream:
             self._gateway.count_refusal("viewer")
             self._fail(ws.POLICY, str(error))
 
-    def _write(self, data: bytes) -> None:
+    def _give(self, payload: bytes) -> None:
+        allowed = self._filter.feed(payload)
         try:
-            self._app.send(data)
+            if allowed:
+                self._app.send(allowed)
+            self._gateway.metrics.in_bytes += len(payload)
         except (BrokenPipeError, ConnectionResetError):
             self._hear_out()
         except OSError:
@@ -222,9 +227,13 @@ class Stream:
                 self._gateway.count_refusal("viewer")
                 self.end(ws.POLICY, str(error))
                 return
-            header = ws.render_header(ws.BINARY, size)
-            begin = HEADROOM_BYTES - len(header)  # right before the payload: one frame, one call
-            buffer[begin:HEADROOM_BYTES] = header
+            if size < 126:
+                begin = HEADROOM_BYTES - 2
+                buffer[begin], buffer[begin + 1] = 0x80 | ws.BINARY, size
+            else:
+                header = ws.render_header(ws.BINARY, size)
+                begin = HEADROOM_BYTES - len(header)
+                buffer[begin:HEADROOM_BYTES] = header  # right before the payload: one frame, one call
             try:
                 taken = client.send(buffer[begin : HEADROOM_BYTES + size])
             except OSError:

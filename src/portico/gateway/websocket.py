@@ -82,6 +82,19 @@ class FrameReader:
         self._fragmented = False
         self._closed = False
 
+    def read_one(self, data: bytes) -> bytes | None:
+        """Return the payload of ``data`` where that is exactly one short binary message, which is what a key press is.
+
+        None where it is anything else: it has to be fed then.
+        """
+        size = len(data) - 6
+        if not 0 < size < 126 or data[0] != 0x80 | BINARY or data[1] != 0x80 | size:
+            return None
+        if self._left or self._pending or self._fragmented or self._closed:
+            return None
+        mask = (data[2:6] * 32)[:size]
+        return (int.from_bytes(data[6:], "big") ^ int.from_bytes(mask, "big")).to_bytes(size, "big")
+
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield what ``data`` completes, up to what breaks the protocol. Behind a close frame there is nothing (5.5.1).
 

@@ -222,6 +222,29 @@ def test_the_example_of_the_standard() -> None:
     assert ws.render_header(ws.BINARY, 65536) == bytes.fromhex("827f0000000000010000")
 
 
+@given(
+    st.one_of(
+        st.binary(max_size=140),
+        st.builds(
+            lambda payload, mask, first: bytes((first, 0x80 | min(len(payload), 127))) + mask + payload,
+            *(st.binary(max_size=130), st.binary(min_size=4, max_size=4)),
+            st.sampled_from([0x82, 0x02, 0x81, 0x89, 0xC2, 0x80]),
+        ),
+    )
+)
+def test_what_is_read_as_one_message_is_one(data: bytes) -> None:
+    payload = ws.FrameReader().read_one(data)
+    if payload is not None:
+        assert list(ws.FrameReader().feed(data)) == [ws.Frame(ws.BINARY, payload)]
+    half = ws.FrameReader()
+    list(half.feed(b"\x82\x85"))
+    assert half.read_one(b"\x82\x81aaaab") is None
+
+
+def test_a_key_press_is_read_as_one_message() -> None:
+    assert ws.FrameReader().read_one(b"\x82\x83abcd" + ws.unmask(b"key", b"abcd")) == b"key"
+
+
 @given(st.binary(max_size=200))
 def test_noise_breaks_no_frame_reader(noise: bytes) -> None:
     try:
