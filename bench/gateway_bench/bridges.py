@@ -1,4 +1,4 @@
-"""The ways from a client to the app that are compared: none, HAProxy, websockify, Portico; plain and with TLS."""
+"""The ways from a client to the app that are compared: none, a bare one, HAProxy, websockify, Portico; TLS too."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gateway_bench.client import Address, Client
 from gateway_bench.processes import Cores, Running, find_free_port, started, started_module, wait_for
 
 NONE: Final = "none"
+BARE: Final = "bare splice"
 HAPROXY: Final = "HAProxy"
 WEBSOCKIFY: Final = "websockify"
 PORTICO: Final = "Portico"
@@ -160,6 +161,16 @@ def none(place: Place) -> Iterator[list[Bridge]]:
 
 
 @contextlib.contextmanager
+def bare(place: Place) -> Iterator[list[Bridge]]:
+    """Run the least that a bridge can be."""
+    port, tcp_port = find_free_port(), find_free_port()
+    args = ("--app", place.app, "--port", str(port), "--app-port", str(place.port), "--tcp-port", str(tcp_port))
+    with started_module("bare", *args, log=place.folder / "bare.log", cores=place.cores.bridge) as running:
+        bridge = Bridge(BARE, ("127.0.0.1", port), running)
+        yield from _ready([bridge, replace(bridge, address=("127.0.0.1", tcp_port), tcp=True)])
+
+
+@contextlib.contextmanager
 def haproxy(place: Place) -> Iterator[list[Bridge]]:
     """HAProxy in TCP mode, one thread, splice where it thinks that splice serves."""
     port, tcp_port = find_free_port(), find_free_port()
@@ -223,6 +234,7 @@ def _ready(bridges: list[Bridge]) -> Iterator[list[Bridge]]:
 
 BRIDGES: Final[dict[str, Callable[[Place], contextlib.AbstractContextManager[list[Bridge]]]]] = {
     NONE: none,
+    BARE: bare,
     HAPROXY: haproxy,
     WEBSOCKIFY: websockify,
     PORTICO: portico,

@@ -32,6 +32,27 @@ request = function()
 end
 """
 """What a proxy made of a connection's last request is of no use for the next one then."""
+
+_BROWSER: Final = """
+local n = 0
+wrk.headers["User-Agent"] = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140"
+wrk.headers["Accept"] = "*/*"
+wrk.headers["Accept-Encoding"] = "gzip, deflate, br, zstd"
+wrk.headers["Accept-Language"] = "en-US,en;q=0.9"
+wrk.headers["Connection"] = "keep-alive"
+wrk.headers["Cookie"] = "_xsrf=2|0123abcd|0123456789abcdef0123456789abcdef; username-localhost-8888=2|1:0|10:17"
+wrk.headers["Referer"] = "http://localhost:8888/s/site/lab/tree/notebook.ipynb"
+wrk.headers["Sec-Fetch-Dest"] = "empty"
+wrk.headers["Sec-Fetch-Mode"] = "cors"
+wrk.headers["Sec-Fetch-Site"] = "same-origin"
+wrk.headers["X-XSRFToken"] = "2|0123abcd|0123456789abcdef0123456789abcdef|1700000000"
+request = function()
+  n = n + 1
+  wrk.headers["If-None-Match"] = '"' .. n .. '"'
+  return wrk.format(nil, wrk.path .. "?" .. n)
+end
+"""
+"""What Chromium says for JupyterLab's pages: thirteen fields, of which one is new each time."""
 _UNITS: Final = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 _NGINX: Final = (
     "daemon off;\nworker_processes 1;\npid {folder}/{name}.pid;\nerror_log stderr;\n{user}"
@@ -182,11 +203,13 @@ def measure(run: Run) -> list[Figure]:
             proxies += stack.enter_context(chp_started(place, tcp))
         proxies += stack.enter_context(portico_started(place, site))
         wrk = place.tools["wrk"][0]
-        changing = place.folder / "changing.lua"
+        changing, browser = place.folder / "changing.lua", place.folder / "browser.lua"
         changing.write_text(_CHANGING)
+        browser.write_text(_BROWSER)
         for body, scheme, kind, script in (
             ("small", "http", f"body of {BODIES['small']} bytes", None),
             ("small", "http", f"body of {BODIES['small']} bytes, another head each time", changing),
+            ("small", "http", f"body of {BODIES['small']} bytes, a browser's head", browser),
             ("large", "http", "body of 64 KiB", None),
             ("small", "https", f"TLS, body of {BODIES['small']} bytes", None),
             ("large", "https", "TLS, body of 64 KiB", None),

@@ -6,7 +6,7 @@ import resource
 import time
 from typing import Final
 
-from gateway_bench.bridges import HAPROXY, NONE, PORTICO, WEBSOCKIFY, Bridge, all_started, app_started
+from gateway_bench.bridges import HAPROXY, PORTICO, WEBSOCKIFY, Bridge, all_started, app_started
 from gateway_bench.figures import Figure
 from gateway_bench.fleet import Fleet
 from gateway_bench.run import Run
@@ -43,7 +43,7 @@ def measure(run: Run) -> list[Figure]:
     failures: dict[str, dict[str, list[float]]] = {"plain": {}, "TLS to the client": {}}
     with app_started(run.place), all_started(run.place) as bridges:
         for bridge in bridges:
-            if bridge.tcp or bridge.name == NONE:
+            if bridge.tcp or bridge.name not in STREAMS:
                 continue
             kind = "TLS to the client" if bridge.tls else "plain"
             wanted = (QUICK if run.quick else STREAMS)[bridge.name]
