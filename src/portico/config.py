@@ -106,6 +106,7 @@ class Config:
     mail_domain: str = setting("", "What follows the @ of users' addresses; by default the host.")
     # catalog
     catalog_dirs: tuple[str, ...] = setting((), "Folders with more apps; a later one replaces an app of the same id.")
+    image_dirs: tuple[str, ...] = setting((), "Folders of container images that apps may run in; none: no images.")
     job_template_dirs: tuple[str, ...] = setting((), "Folders with more scripts, NAME.sh, to begin a job with.")
     # set by the command line, not by the file
     state_dir: str = setting("", "Database and other things to keep; by default /var/lib/portico or below your home.")
@@ -176,6 +177,8 @@ CLIPBOARD_MOST_KB: Final = 20_000
 GATEWAYS_MAX: Final = 64
 CERTIFICATE_HOURS_MAX: Final = 168.0
 """A week: whoever needs more has a key."""
+PLAIN_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9._+@-]*)+")
+"""Matched whole, a path in which no command line or list of mounts sees anything else, and without ``..``."""
 CLUSTER_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 
 COMMAND_LINE_ONLY: Final = frozenset({"state_dir", "run_dir", "install_dir", "instance", "multi_user"})
@@ -311,6 +314,12 @@ def _fill_in(config: Config) -> Config:
             raise Invalid(f"The setting apps_url must begin with {filled.scheme}://, as the portal.", field="apps_url")
         if filled.get_apps_origin("") == filled.portal_origin:
             raise Invalid("Apps need an origin of their own: apps_url must not be the portal's.", field="apps_url")
+    for folder in filled.image_dirs:
+        if not PLAIN_PATH.fullmatch(folder):
+            raise Invalid(
+                f"The setting image_dirs must be absolute paths of letters, digits and . _ + @ -, not {folder[:80]!r}.",
+                field="image_dirs",
+            )
     if len(filled.run_dir) > 60:  # sun_path has 108 bytes, and below this stand users/<uid>/<session>/app.sock
         raise Invalid(f"The run folder's path is too long: {filled.run_dir}", hint="60 characters at most.")
     return filled

@@ -115,7 +115,10 @@ class FieldKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Field:
-    """A form field of an app. Its value reaches the job as the variable PORTICO_FORM_<NAME>, never as shell text."""
+    """A form field of an app. Its value reaches the job as the variable PORTICO_FORM_<NAME>, never as shell text.
+
+    A text's ``choices`` are only proposed.
+    """
 
     name: str
     label: str
@@ -126,6 +129,23 @@ class Field:
     maximum: float | None = None
     pattern: str = ""
     help: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Container:
+    """How an app uses a container image (docs/apps.md).
+
+    ``inside``: its whole job script runs in the image; else only what the script starts by $PORTICO_CONTAINER.
+    ``images`` are those it may run; none named: any below the setting image_dirs. ``binds`` are SOURCE or
+    SOURCE:TARGET, ``runtime`` is ``auto`` or a program's name. ``required``: it does not run without an image.
+    """
+
+    inside: bool
+    images: tuple[str, ...] = ()
+    binds: tuple[str, ...] = ()
+    runtime: str = "auto"
+    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,6 +171,7 @@ class App:
     missing: str = ""
     install_hint: str = ""
     hidden: bool = False  # from users, while ``missing`` (an app that the site may or may not have)
+    container: Container | None = None
 
 
 class SessionState(enum.StrEnum):
@@ -330,12 +351,13 @@ class SeatState(enum.StrEnum):
 
 @dataclass(frozen=True)
 class EventApp:
-    """An app that an event offers, and what a session of it gets; None is what the app says."""
+    """An app that an event offers, and what a session of it gets; None, or no ``image``, is what the app says."""
 
     app_id: str
     cores: float | None = None
     memory_gb: float | None = None
     hours: float | None = None
+    image: str = ""
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,7 @@ def _look_at(folder: Folder) -> Json:
         "deadline": deadline if isinstance(deadline, (int, float)) else None,
         "this_boot": boot == processes.read_boot_id() if boot else None,
         "ended": None if process else folder.read_json("ended.json"),
+        "trouble": "" if process else folder.read_tail("trouble", 1, 1000),
         "socket": os.path.exists(folder.socket),
         "folder": folder.path,
         "run": folder.run,

@@ -86,6 +86,7 @@ class Installer:
                 self._make_venv("venv-test", ["requirements.lock", "requirements-test.lock"])
                 self._install_package("venv-test")
                 self._unpack_servers()
+                self._unpack_image()
             self._install_assets()
             try:
                 self._make_venv("jupyter", ["requirements-jupyter.lock"])
@@ -189,6 +190,32 @@ class Installer:
                     tell(f"{name} can't be had, so that its tests are skipped: {error.why}")
         if not failed:
             self._stamp("servers", wanted)
+
+    def _unpack_image(self) -> None:
+        """Put the tests' container image together in ``images``; where it can't be had, that is told, and its tests skip."""
+        wanted = self._hash([], *packages.IMAGE)
+        if not self._is_stale("image", wanted):
+            return
+        image = self.target / "images/debian"
+        shutil.rmtree(image, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="portico-image-") as folder:
+            (Path(folder) / "partial").mkdir()
+            image.parent.mkdir(exist_ok=True)
+            # As if nothing were installed, so that everything comes; and beside the machine's own apt.
+            options = ("Dir::State::status=/dev/null", f"Dir::Cache::archives={folder}", "Debug::NoLocking=1")
+            apt = ["apt-get", "-q", "-y", "--no-install-recommends", "--download-only"]
+            try:
+                settings = [argument for option in options for argument in ("-o", option)]
+                self._call("a container image, for the tests", [*apt, *settings, "install", *packages.IMAGE])
+                unpack = ["dpkg", "-x", "{}", str(image), ";"]
+                self._call("its files", ["find", folder, "-name", "*.deb", "-exec", *unpack])
+                for name in ("passwd", "group", "portico-test-image"):  # a runtime puts its own over the first two
+                    (image / "etc" / name).touch()
+            except (OSError, Unavailable) as error:
+                why = error.why if isinstance(error, Unavailable) else error
+                tell(f"The tests' container image can't be had, so that its tests are skipped: {why}")
+                return
+        self._stamp("image", wanted)
 
     def _check_readable(self) -> None:
         """Refuse to go on where users could not run what was installed; they would only see a broken app."""

@@ -58,6 +58,7 @@ TEST: Final = Group(
         "putty-tools",
         "rsync",
         "tigervnc-viewer",
+        "charliecloud-runtime",
     ),
 )
 SLURM: Final = Group(
@@ -69,6 +70,8 @@ SLURM: Final = Group(
 )  # fmt: skip
 UNPACKED: Final = ("nginx", "caddy", "prometheus")
 """What tests run beside Portico, from a folder of their own: to install it would start it, on the machine's port 80."""
+IMAGE: Final = ("base-files", "dash", "bash", "coreutils", "perl-base", "icewm", "xterm", "fonts-dejavu-core")
+"""What the tests' container image is put together from, with what these depend on: a window manager and little else."""
 
 
 def find_missing(packages: Iterable[str]) -> list[str]:

@@ -98,7 +98,8 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
             RemotePlace(one, config, machine, make_scheduler(one, config, runner), relays, certificate)
             for one in config.clusters
         ]
-    catalog = Catalog([find_catalog(), *(Path(folder) for folder in config.catalog_dirs)], Path(config.install_dir))
+    folders = [find_catalog(), *(Path(folder) for folder in config.catalog_dirs)]
+    catalog = Catalog(folders, Path(config.install_dir), config.image_dirs)
     accounts, ssh_keys = Accounts(store, config, machine), SshKeys(store, config, machine)
     authority = Authority(Path(config.state_dir) / "ssh")
     ssh_certificates = SshCertificates(store, config, authority, machine)

@@ -20,6 +20,7 @@ from portico.events.programs import UPLOADS, render_archive, render_put, run
 from portico.events.settings import check_file_name
 from portico.model import App, Event, EventState, Identity, Reach, Seat, SeatState, Session, SessionState, UserState
 from portico.sessions import BrokerMachine, Sessions
+from portico.sessions.images import FIELD
 from portico.sessions.rows import Rows
 from portico.store import Transaction
 
@@ -128,6 +129,7 @@ class Desk:
             cores=wanted.cores,
             memory_gb=wanted.memory_gb,
             hours=wanted.hours,
+            values={FIELD: wanted.image} if wanted.image else {},
             cluster=event.settings.cluster,
             placement=event.settings.placement,
         )

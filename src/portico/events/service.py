@@ -21,7 +21,14 @@ from portico.events.desk import Desk
 from portico.events.images import check_logo
 from portico.events.keeper import Keeper
 from portico.events.seats import Seats, add_seats, refuse_over
-from portico.events.settings import check_dates, check_file_name, check_settings, check_slug, check_title
+from portico.events.settings import (
+    check_dates,
+    check_file_name,
+    check_images,
+    check_settings,
+    check_slug,
+    check_title,
+)
 from portico.events.steering import Steering, take_wall_down
 from portico.model import (
     Event,
@@ -160,7 +167,9 @@ class Events:
 
     async def _check(self, settings: EventSettings) -> EventSettings:
         apps = await asyncio.to_thread(self._sessions.catalog.list_apps)
-        return check_settings(settings, [app.id for app in apps])
+        settings = check_settings(settings, [app.id for app in apps])
+        check_images(settings, apps)
+        return settings
 
     async def change(
         self, who: Identity, slug: str, title: str, begins: datetime, ends: datetime, settings: EventSettings

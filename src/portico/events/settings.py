@@ -9,8 +9,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from portico.errors import Invalid
-from portico.model import EventField, EventSettings, Field, FieldKind
+from portico.model import App, EventField, EventSettings, Field, FieldKind
 from portico.sessions.catalog import APP_ID, FIELD_NAME, TEXT_LIMIT, check_value
+from portico.sessions.images import find_field
 
 SLUG: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{1,38}[a-z0-9])\Z")
 RESERVED_SLUGS: Final = frozenset({"new"})
@@ -119,6 +120,26 @@ def check_settings(settings: EventSettings, app_ids: Iterable[str]) -> EventSett
             raise Invalid("A text to accept has a name of 1 to 60 characters.", field="texts")
         _check_text("texts", name, text, TEXT_LIMIT_EACH)
     return replace(settings, colour=settings.colour.lower(), second_colour=settings.second_colour.lower())
+
+
+def check_images(settings: EventSettings, apps: Iterable[App]) -> None:
+    """Do nothing if each app may run in the image that it is given.
+
+    Raises:
+        Invalid: It may not.
+    """
+    known = {app.id: app for app in apps}
+    for wanted in settings.apps:
+        if not wanted.image:
+            continue
+        app = known[wanted.app_id]
+        field = find_field(app)
+        if field is None:
+            raise Invalid(f"{app.name} runs in no image.", hint="Leave its image empty.", field=f"image-{app.id}")
+        try:
+            check_value(field, wanted.image)
+        except Invalid as error:
+            raise Invalid(f"{app.name}: {error.message}", field=f"image-{app.id}") from error
 
 
 def _check_text(field: str, label: str, text: str, limit: int) -> None:

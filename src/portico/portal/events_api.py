@@ -34,6 +34,7 @@ class AppShape(Shape):
     cores: float | None = None
     memory_gb: float | None = None
     hours: float | None = None
+    image: str = Field("", max_length=200)
 
 
 class FieldShape(Shape):

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from portico.config import PLAIN_PATH
 from portico.errors import Invalid, NotFound, PorticoError
-from portico.model import App, Field, FieldKind, Range, Reach
+from portico.model import App, Container, Field, FieldKind, Range, Reach
+from portico.sessions.images import FIELD, RUNTIMES, Images, is_bind
 
 APP_ID: Final = re.compile(r"[a-z][a-z0-9-]{0,40}\Z")
 FIELD_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,40}\Z")
@@ -31,11 +33,12 @@ SCRIPT_LIMIT_BYTES: Final = 64 * 1024
 _KEYS: Final = {
     "": {
         "name", "summary", "reach", "icon", "order", "script", "install", "optional", "ready", "needs", "resources",
-        "fields",
+        "fields", "container",
     },
     "ready": {"path", "timeout_s"},
     "needs": {"programs"},
     "resources": {"cores", "memory_gb", "hours"},
+    "container": {"script", "images", "binds", "runtime", "required"},
     "range": {"default", "minimum", "maximum"},
     "fields": {"name", "label", "kind", "default", "choices", "minimum", "maximum", "pattern", "help"},
 }  # fmt: skip
@@ -58,11 +61,13 @@ class Catalog:
     Args:
         folders: A later one replaces an app of the same id.
         install_dir: Where programs named with a slash are looked for.
+        image_dirs: Below which container images may be.
     """
 
-    def __init__(self, folders: Sequence[Path], install_dir: Path) -> None:
+    def __init__(self, folders: Sequence[Path], install_dir: Path, image_dirs: Sequence[str] = ()) -> None:
         self._folders = list(folders)
         self._install_dir = install_dir
+        self._images = Images(image_dirs, JOB_PATH)
         self._read = _Read({}, {}, {}, {}, ())
         self._load()
 
@@ -122,7 +127,8 @@ class Catalog:
             where = str(self._install_dir / program) if "/" in program else shutil.which(program, path=JOB_PATH)
             if where is None or not os.access(where, os.X_OK) or not os.path.isfile(where):
                 missing.append(program)
-        return replace(app, missing=f"Not installed here: {', '.join(missing)}." if missing else "")
+        app = replace(app, missing=f"Not installed here: {', '.join(missing)}." if missing else "")
+        return self._images.complete(app) if app.container else app
 
 
 def _list_files(folder: Path) -> list[Path]:
@@ -179,12 +185,34 @@ def parse_app(path: Path) -> tuple[App, tuple[str, ...]]:
         ready_timeout_s=ready.number("timeout_s", 60),
         install_hint=reader.text("install", ""),
         hidden=reader.flag("optional"),
+        container=_parse_container(reader.table("container")) if "container" in reader else None,
     )
+    if app.container and any(field.name == FIELD for field in fields):
+        raise Invalid(f"[[fields]]: an app with a [container] has the field {FIELD} already.")
     if not re.fullmatch(r"[!-~]*", app.ready_path) or app.ready_path.startswith("/"):
         raise Invalid("ready.path must be a path below the app's own, without spaces and without a / at its beginning.")
     if not app.ready_timeout_s:
         raise Invalid("ready.timeout_s must be above 0.")
     return app, tuple(needs.list("programs", str))
+
+
+def _parse_container(reader: _Reader) -> Container:
+    script, runtime = reader.text("script"), reader.text("runtime", "auto")
+    if script not in ("inside", "outside"):
+        raise Invalid(f"container.script must be inside or outside, not {script[:40]!r}.")
+    if runtime not in ("auto", *RUNTIMES):
+        raise Invalid(f"container.runtime must be one of auto, {', '.join(RUNTIMES)}, not {runtime[:40]!r}.")
+    images, binds = tuple(reader.list("images", str)), tuple(reader.list("binds", str))
+    for image in images:
+        if not PLAIN_PATH.fullmatch(image):
+            raise Invalid(
+                f"container.images: {image[:80]!r} is no absolute path of letters, digits and . _ + @ -",
+                hint="No part of it may begin with a dot or a dash.",
+            )
+    for bind in binds:
+        if not is_bind(bind):
+            raise Invalid(f"container.binds: {bind[:80]!r} must be /path or /path:/path inside.")
+    return Container(script == "inside", images, binds, runtime, reader.flag("required", script == "inside"))
 
 
 def _read_script(folder: Path, name: str) -> str:
@@ -240,8 +268,8 @@ class _Reader:
             raise self._refuse(name, "the name of a file in the app's own folder")
         return value
 
-    def flag(self, name: str) -> bool:
-        value = self._value.get(name, False)
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self._value.get(name, default)
         if not isinstance(value, bool):
             raise self._refuse(name, "true or false")
         return value
@@ -325,6 +353,8 @@ def check_value(field: Field, value: str) -> str:
     def refuse(why: str) -> Invalid:
         return Invalid(f"{field.label}: {why}", field=field.name)
 
+    if field.required and not value:
+        raise refuse("please choose one.")
     if len(value) > TEXT_LIMIT:
         raise refuse(f"at most {TEXT_LIMIT} characters.")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):

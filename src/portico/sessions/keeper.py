@@ -25,7 +25,7 @@ from portico.sessions.machine import BrokerMachine
 from portico.sessions.notices import Notices
 from portico.sessions.places import Place
 from portico.sessions.reasons import WAIT_END, WAIT_SOCKET
-from portico.sessions.record import parse_record
+from portico.sessions.record import clean_text, parse_record
 from portico.sessions.rows import Rows
 from portico.sessions.tasks import Tasks
 from portico.store import Transaction
@@ -37,6 +37,7 @@ TURN_HURRY_S: Final = 0.1
 """While somebody waits for a start or an end that is under way."""
 SEARCH_S: Final = 10.0
 """Between two searches for sessions that nobody knows."""
+TROUBLE_LIMIT: Final = 400
 PROBE_FIRST_S: Final = 0.02
 PROBE_LAST_S: Final = 0.5
 
@@ -119,6 +120,8 @@ class Keeper:
         elif status.state is JobState.QUEUED:
             if session.waiting_for != WAIT_END and _describe_queue(session) != _describe_queue(status):
                 await self._rows.update(session.id, lambda s: _take_queue(s, status))
+        elif status.state is JobState.ENDED and status.reason is Reason.FAILED:
+            self._tasks.begin(f"end {session.id}", self._finish_failed(session, status.detail))
         elif status.state is JobState.ENDED:
             await self.finish(session, status.reason or Reason.LOST, status.detail)
         else:
@@ -148,6 +151,13 @@ class Keeper:
             await self._scheduler.cancel(status.key, row.reason or Reason.LOST)
         elif await self._rows.read(lambda tx: tx.find_user(status.user_name)):
             self._tasks.begin(f"adopt {status.key}", self._adopt_job(status))
+
+    async def _finish_failed(self, session: Session, detail: str) -> None:
+        """Record a failure with what the session itself has said of it, if it has."""
+        with contextlib.suppress(PorticoError):
+            detail = str((await self._machine.look(session.user_name, session.id)).get("trouble") or detail)
+        await self.finish(session, Reason.FAILED, clean_text(detail, TROUBLE_LIMIT))
+        self.wake()
 
     async def finish(self, session: Session, reason: Reason, detail: str) -> None:
         """Record an end, take back what hangs on the session, and cut its streams."""

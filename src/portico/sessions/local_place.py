@@ -18,6 +18,7 @@ from portico.schedulers.ending import explain_end
 from portico.schedulers.local import LocalScheduler
 from portico.schedulers.protocol import JobRequest, JobStatus
 from portico.schedulers.queue import GB, refuse_impossible
+from portico.sessions.images import render_files
 from portico.sessions.machine import BrokerMachine, find_program, is_in_cell
 from portico.sessions.placement import Choice
 from portico.sessions.places import clip, render_env
@@ -76,7 +77,8 @@ class LocalPlace:
 
     async def prepare(self, session: Session, app: App) -> None:
         """Write the session's record and script; see Place."""
-        record = {"session": session.id, "record": render_record(session), "files": {"job.sh": app.script}}
+        files = dict(render_files(app, session, self._config.image_dirs))
+        record = {"session": session.id, "record": render_record(session), "files": files}
         await self._machine.ask(session.user_name, "prepare", record)
 
     async def make_request(self, session: Session) -> JobRequest:
@@ -88,6 +90,7 @@ class LocalPlace:
             "PORTICO_SOCKET": f"{run}/app.sock",
             "PORTICO_PYTHON": self._python,
             "PORTICO_TERMINAL": str(find_program("agent/terminal.py")),
+            "PORTICO_CONTAINER": str(find_program("agent/container.py")),
             "PORTICO_APPS": self._config.install_dir,
         }
         return JobRequest(

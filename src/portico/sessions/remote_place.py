@@ -23,6 +23,7 @@ from portico.schedulers.clusters import Cluster
 from portico.schedulers.protocol import Job, JobOptions, JobRequest, JobState, JobStatus, Offer
 from portico.schedulers.queue import GB
 from portico.schedulers.slurm.scheduler import SlurmScheduler
+from portico.sessions.images import render_files
 from portico.sessions.machine import BrokerMachine, find_program
 from portico.sessions.placement import Choice
 from portico.sessions.places import clip, render_env
@@ -116,7 +117,8 @@ class RemotePlace:
             "token": self._relays.make_token(session.id),
         }
         programs = await asyncio.to_thread(_read_programs)
-        await self._machine.ask(session.user_name, "prepare", {**args, "files": {"job.sh": app.script}})
+        scripts = dict(render_files(app, session, self._config.image_dirs))
+        await self._machine.ask(session.user_name, "prepare", {**args, "files": scripts})
         files = {**programs, "relay.json": json.dumps(settings)}
         await self._machine.ask(session.user_name, "prepare", {**args, "files": files})
 
@@ -130,6 +132,7 @@ class RemotePlace:
             **render_env(session, folder),
             "PORTICO_PYTHON": self._settings.python,
             "PORTICO_TERMINAL": f"{folder}/terminal.py",
+            "PORTICO_CONTAINER": f"{folder}/container.py",
             "PORTICO_APPS": self._settings.apps_dir or self._config.install_dir,
         }
         chosen = {"partition": self._settings.partition, **session.placement}
@@ -230,7 +233,7 @@ def _read_programs() -> dict[str, str]:
     return {name: find_program(f"{folder}/{name}").read_text() for folder, name in _PROGRAMS}
 
 
-_PROGRAMS: Final = (("relay", "relay.py"), ("agent", "terminal.py"))
+_PROGRAMS: Final = (("relay", "relay.py"), ("agent", "terminal.py"), ("agent", "container.py"))
 
 
 def _most_memory_gb(offers: Sequence[Offer]) -> float:

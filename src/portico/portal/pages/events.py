@@ -18,6 +18,7 @@ from portico.model import Event, EventApp, EventSettings, Identity, SeatState, n
 from portico.portal.context import get_context, in_thread
 from portico.portal.pages.routers import Text, Who, find_safe_path, router, see
 from portico.portal.rendering import render
+from portico.sessions.images import find_field
 
 TEXTS: Final = ("Terms of use", "Privacy", "Licence")
 CSV: Final = "text/csv; charset=utf-8"
@@ -53,6 +54,8 @@ async def _show_form(
     request: Request, who: Identity, event: Event | None, given: dict[str, str], error: PorticoError | None = None
 ) -> Response:
     sessions = get_context(request).sessions
+    apps = [app for app in await in_thread(sessions.catalog.list_apps) if not (app.missing and app.hidden)]
+    images = {app.id: find_field(app) for app in apps}
     return render(
         request,
         "event_form.html",
@@ -60,7 +63,8 @@ async def _show_form(
         event=event,
         given=given,
         error=error,
-        apps=[app for app in await in_thread(sessions.catalog.list_apps) if not (app.missing and app.hidden)],
+        apps=apps,
+        images=images if any(images.values()) else {},
         clusters=sessions.clusters,
         texts=len(TEXTS),
     )
@@ -95,6 +99,7 @@ def _render_settings(settings: EventSettings) -> dict[str, str]:
         given |= {f"text-name-{number}": name, f"text-{number}": texts.get(name, "")}
     for app in settings.apps:
         given[f"app-{app.app_id}"] = "1"
+        given[f"image-{app.app_id}"] = app.image
         for part in ("cores", "memory_gb", "hours"):
             value = getattr(app, part)
             given[f"{part}-{app.app_id}"] = f"{value:g}" if value is not None else ""
@@ -110,7 +115,16 @@ def _parse_settings(form: dict[str, str], before: EventSettings) -> EventSetting
             raise Invalid(f"{text[:20]!r} is not a number.", field=name) from None
 
     ids = [name.removeprefix("app-") for name in form if name.startswith("app-")]
-    apps = [EventApp(i, number(f"cores-{i}"), number(f"memory_gb-{i}"), number(f"hours-{i}")) for i in ids]
+    apps = [
+        EventApp(
+            i,
+            number(f"cores-{i}"),
+            number(f"memory_gb-{i}"),
+            number(f"hours-{i}"),
+            image=form.get(f"image-{i}", "").strip(),
+        )
+        for i in ids
+    ]
     texts = [(form.get(f"text-name-{n}", "").strip(), form.get(f"text-{n}", "")) for n in range(8)]
     return replace(
         before,
