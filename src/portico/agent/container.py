@@ -24,10 +24,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-GUEST_RUN = "/tmp/portico"
+GUEST_RUN = "/tmp/portico"  # noqa: S108 - the container's own
 """Inside: the folder of the app's socket. Below /tmp, because there any image has room for it."""
 GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games"
-GUEST_X11 = "/tmp/.X11-unix"
+X11 = "/tmp/.X11-unix"  # noqa: S108 - where X servers put their sockets, outside and inside
 CHECK_S = 60.0
 """For an image on a slow file system; a folder takes 10 ms."""
 TROUBLE_EXIT = 78
@@ -139,7 +139,9 @@ def find_kind(image: str) -> str:
         if os.path.isdir(image):
             os.listdir(image)
             if not any(os.path.lexists(os.path.join(image, name)) for name in ("bin/sh", "usr/bin/sh")):
-                raise Trouble(f"the folder {image} is no image, it has no /bin/sh. Name the folder that has bin and usr")
+                raise Trouble(
+                    f"the folder {image} is no image, it has no /bin/sh. Name the folder that has bin and usr"
+                )
             return FOLDER
         with open(image, "rb") as file:
             head = file.read(64)
@@ -206,7 +208,7 @@ def _can_mount(program: str) -> bool:
 def find_display(display: str) -> str:
     """Return the socket of a local X display; empty where there is none."""
     number = re.fullmatch(r":(\d+)(?:\.\d+)?", display)
-    path = f"/tmp/.X11-unix/X{number[1]}" if number else ""
+    path = f"{X11}/X{number[1]}" if number else ""
     return path if path and os.path.exists(path) else ""
 
 
@@ -217,7 +219,7 @@ def bind_display(path: str, run: str) -> list[tuple[str, str]]:
     name = os.path.basename(path)
     with open(os.path.join(folder, name), "a"):
         pass
-    return [(folder, GUEST_X11), (path, f"{GUEST_X11}/{name}")]
+    return [(folder, X11), (path, f"{X11}/{name}")]
 
 
 def make_container(env: Mapping[str, str], settings: Mapping[str, Any]) -> Container:
@@ -285,7 +287,7 @@ def explain(said: str, container: Container) -> str:
     said = re.sub(r"^(?:ch-run\[\d+\]: (?:error: )?|FATAL: +|ERROR +: +)", "", said)
     said = re.sub(r" \(\w+\.c:\d+(?: \d+)?\)$", "", said)
     said = said.replace(f"{container.image}/", "/")
-    if "user" in said and "namespace" in said or "can't unshare" in said:
+    if ("user" in said and "namespace" in said) or "can't unshare" in said:
         return f"{said}. User namespaces seem to be off here, an administrator can allow them"
     if said.startswith(("can't mkdir: ", "can't bind: destination not found: ")):
         return f"{said}. The image needs that file or folder, empty, as a place for the host's"

@@ -192,7 +192,7 @@ class Installer:
             self._stamp("servers", wanted)
 
     def _unpack_image(self) -> None:
-        """Put the tests' container image together in ``images``; where it can't be had, that is told, and its tests skip."""
+        """Put the tests' container image together in ``images``; what can't be had is told, and its tests skip."""
         wanted = self._hash([], *packages.IMAGE)
         if not self._is_stale("image", wanted):
             return
@@ -209,7 +209,8 @@ class Installer:
                 self._call("a container image, for the tests", [*apt, *settings, "install", *packages.IMAGE])
                 unpack = ["dpkg", "-x", "{}", str(image), ";"]
                 self._call("its files", ["find", folder, "-name", "*.deb", "-exec", *unpack])
-                for name in ("passwd", "group", "portico-test-image"):  # a runtime puts its own over the first two
+                (image / "mnt").mkdir(exist_ok=True)  # which its package's script would make, as the first two of these
+                for name in ("passwd", "group", "portico-test-image"):
                     (image / "etc" / name).touch()
             except (OSError, Unavailable) as error:
                 why = error.why if isinstance(error, Unavailable) else error

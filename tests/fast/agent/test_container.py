@@ -38,7 +38,7 @@ def test_ch_run() -> None:
     ]  # fmt: skip
     assert env == {**INSIDE, "HOME": "/gpfs/alice"}  # which it shows as /home/alice
     argv, _ = container.render_ch_run("ch-run", make(container.SQUASHFS, has_environment=True), ["x"])
-    assert argv[5:9] == ["--mount=/run/p/kabc/image", "--set-env", "--set-env=HOME=/home/alice", "--cd=/home/alice"]
+    assert argv[6:10] == ["--mount=/run/p/kabc/image", "--set-env", "--set-env=HOME=/home/alice", "--cd=/home/alice"]
 
 
 @pytest.mark.parametrize(("program", "prefix"), [("apptainer", "APPTAINERENV_"), ("singularity", "SINGULARITYENV_")])
@@ -98,12 +98,16 @@ def test_a_link_out_of_the_sites_folders_is_refused(tmp_path: Path) -> None:
     for path in ("images/out", "images/../other", "images-too"):
         with pytest.raises(Trouble, match="which is not where this site has images"):
             container.check_place(str(tmp_path / path), allowed)
-    assert container.check_place(str(tmp_path / "other"), [str(tmp_path / "images/out")])  # one that an app names itself
+    assert container.check_place(
+        str(tmp_path / "other"), [str(tmp_path / "images/out")]
+    )  # one that an app names itself
 
 
 def test_who_runs_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Trouble, match=r"nothing on .* runs an image that is a folder \(ch-run or apptainer or singularity"):
+    with pytest.raises(
+        Trouble, match=r"nothing on .* runs an image that is a folder \(ch-run or apptainer or singularity"
+    ):
         container.find_runtime(container.FOLDER, "auto")
 
     def put(name: str, status: int = 0) -> str:
@@ -131,8 +135,14 @@ def test_who_runs_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("ch-run[12]: error: can't execve(2): /bin/sh: No such file or directory (ch_core.c:410 2)", "can't execve(2)"),
         ("ch-run[1]: error: can't mkdir: /images/course/scratch: Read-only file system (ch_misc.c:409 30)", "/scratch"),
-        ("ch-run[1]: error: can't bind: destination not found: /images/course/etc/passwd (ch_core.c:111)", "needs that"),
-        ("ch-run[9]: error: can't init user+mount namespaces: Operation not permitted (ch_core.c:9 1)", "seem to be off"),
+        (
+            "ch-run[1]: error: can't bind: destination not found: /images/course/etc/passwd (ch_core.c:111)",
+            "needs that",
+        ),
+        (
+            "ch-run[9]: error: can't init user+mount namespaces: Operation not permitted (ch_core.c:9 1)",
+            "seem to be off",
+        ),
         ("FATAL:   container creation failed: mount /scratch: no such file", "container creation failed: mount"),
     ],
 )

@@ -73,7 +73,16 @@ def test_an_image_is_a_field_of_the_form(tmp_path: Path, images: Path) -> None:
     assert field and field.kind is FieldKind.TEXT and field.required and field.default == field.choices[0]
     for good in (f"{images}/school", f"{images}/later/v2.sif"):
         assert check_value(field, good) == good
-    for bad in ("", "/etc", f"{images}", f"{images}/../etc", f"{images}x/a", f"{images}/a:/etc", f"{images}/-w", "a.sif"):
+    for bad in (
+        "",
+        "/etc",
+        f"{images}",
+        f"{images}/../etc",
+        f"{images}x/a",
+        f"{images}/a:/etc",
+        f"{images}/-w",
+        "a.sif",
+    ):
         with pytest.raises(Invalid) as caught:
             check_value(field, bad)
         assert caught.value.field == "image"

@@ -15,7 +15,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -78,7 +77,13 @@ def images() -> Iterator[Path]:
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
     tiny = folder / "tiny"  # a shell, and nothing to look at
-    for path in ("bin/dash", "bin/sh", "lib64", "lib/x86_64-linux-gnu/libc.so.6", "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"):
+    for path in (
+        "bin/dash",
+        "bin/sh",
+        "lib64",
+        "lib/x86_64-linux-gnu/libc.so.6",
+        "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+    ):
         (tiny / path).parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-a", IMAGE / path, tiny / path], check=True)
     for name in ("dev", "proc", "sys", "tmp", "home", "etc", "usr/bin"):
@@ -131,9 +136,11 @@ def test_a_shell_inside_an_image(portico: RunningPortico) -> None:
     (home / "mine").write_text("of alice\n")
     os.chown(home / "mine", pwd.getpwnam(entry_name).pw_uid, -1)
     terminal = open_terminal(alice, session["id"])
-    terminal.type("test -e /etc/portico-test-image && echo in''side; ls -d /opt/portico* /etc/shadow /var/lib/dpkg; echo en''d\n")
+    terminal.type(
+        "test -e /etc/portico-test-image && echo in''side; ls -d /opt/portico* /etc/shadow; echo en''d\n"
+    )
     shown = terminal.wait(lambda text: "\r\nend" in text)
-    assert "\r\ninside" in shown and shown.count("cannot access") >= 3
+    assert "\r\ninside" in shown and shown.count("cannot access") == 2
     terminal.type("cat mine; pwd; touch /usr/x; id -un; ls -la /tmp/portico; echo ne''xt\n")
     shown = terminal.wait(lambda text: "\r\nnext" in text)
     assert "of alice" in shown and f"/home/{entry_name}" in shown and "Read-only file system" in shown
