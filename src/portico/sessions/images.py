@@ -96,8 +96,9 @@ class Images:
         default = images[0] if images and container.required else ""
         kind = FieldKind.CHOICE if container.images and container.required else FieldKind.TEXT
         allowed = "|".join(map(re.escape, container.images)) if container.images else self._render_pattern()
-        where = "one of those proposed" if container.images else f"a path below {' or '.join(self._folders)}"
-        note = "" if container.required else " Empty: none."
+        where = "One of those proposed" if container.images else f"A path below {' or '.join(self._folders)}"
+        note = "" if container.required else " Empty: in this machine's own."
+        help_ = f"{where}; it runs in the system that is there.{note}" if kind is FieldKind.TEXT else "It runs in that."
         return Field(
             FIELD,
             "Container image",
@@ -105,7 +106,7 @@ class Images:
             default=default,
             choices=tuple(images),
             pattern=allowed,
-            help=f"The system that it runs in: {where}.{note}" if kind is FieldKind.TEXT else "The system it runs in.",
+            help=help_,
             required=container.required,
         )
 

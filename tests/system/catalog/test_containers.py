@@ -136,9 +136,7 @@ def test_a_shell_inside_an_image(portico: RunningPortico) -> None:
     (home / "mine").write_text("of alice\n")
     os.chown(home / "mine", pwd.getpwnam(entry_name).pw_uid, -1)
     terminal = open_terminal(alice, session["id"])
-    terminal.type(
-        "test -e /etc/portico-test-image && echo in''side; ls -d /opt/portico* /etc/shadow; echo en''d\n"
-    )
+    terminal.type("test -e /etc/portico-test-image && echo in''side; ls -d /opt/portico* /etc/shadow; echo en''d\n")
     shown = terminal.wait(lambda text: "\r\nend" in text)
     assert "\r\ninside" in shown and shown.count("cannot access") == 2
     terminal.type("cat mine; pwd; touch /usr/x; id -un; ls -la /tmp/portico; echo ne''xt\n")

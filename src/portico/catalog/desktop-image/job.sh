@@ -45,16 +45,17 @@ XML
     export XDG_CONFIG_DIRS="$defaults:/etc/xdg" XFCE_PANEL_MIGRATE_DEFAULT=1 XDG_SESSION_TYPE=x11
     case ${desktop##*/} in
     icewm-session | openbox-session | fluxbox | x-window-manager) # a bare window manager: with something to begin with
-        for terminal in x-terminal-emulator xterm; do
-            if command -v "$terminal" >/dev/null; then
-                "$terminal" &
-                break
-            fi
-        done
+        if command -v xterm >/dev/null; then
+            xterm -fa monospace -fs 11 &
+        elif command -v x-terminal-emulator >/dev/null; then
+            x-terminal-emulator &
+        fi
         ;;
     esac
-    if command -v dbus-run-session >/dev/null; then exec dbus-run-session -- "$desktop"; fi
-    exec "$desktop"
+    shift
+    [ "${desktop##*/}" != icewm-session ] || set -- --nobg # a picture behind it all would have to be carried
+    if command -v dbus-run-session >/dev/null; then exec dbus-run-session -- "$desktop" "$@"; fi
+    exec "$desktop" "$@"
     ;;
 esac
 
