@@ -186,7 +186,7 @@ class World:
         self.store.upgrade()
         self.machine = StandInMachine(folder / "homes")
         machine = cast(BrokerMachine, self.machine)
-        self.catalog = Catalog([folder / "catalog"], folder / "install")
+        self.catalog = Catalog([folder / "catalog"], folder / "install", self.config.image_dirs)
         self.scheduler = LocalScheduler(folder / "state/local", self.machine, Capacity(10_000, 10**14))
         self.accounts = Accounts(self.store, self.config, self.machine)
         self.ssh_keys = SshKeys(self.store, self.config, self.machine)

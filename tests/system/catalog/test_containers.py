@@ -92,6 +92,9 @@ def images() -> Iterator[Path]:
     for name in ("passwd", "group"):
         (tiny / "etc" / name).touch()
     shutil.copytree(tiny, folder / "closed", symlinks=True)
+    shutil.copytree(tiny, folder / "speaking", symlinks=True)
+    (folder / "speaking/ch").mkdir()
+    (folder / "speaking/ch/environment").write_text("COURSE=of 2027\nHOME=/root\n")
     (folder / "closed").chmod(0o700)
     (folder / "notes.sif").write_text("hello")
     (folder / "old.sqfs").write_bytes(b"hsqs" + b"\0" * 200)
@@ -152,6 +155,27 @@ def test_a_shell_inside_an_image(portico: RunningPortico) -> None:
     terminal.type("exit 3\n")
     ended = alice.wait(session["id"], "ended")
     assert (ended["reason"], ended["detail"]) == ("failed", "exit status 3")
+
+
+def test_what_is_written_to_the_containers_tmp_counts_as_the_sessions_memory(portico: RunningPortico) -> None:
+    alice = portico.user("alice")
+    session = alice.start("terminal", values={"image": str(IMAGE)}, memory_gb=0.25)
+    alice.wait(session["id"])
+    terminal = open_terminal(alice, session["id"])
+    terminal.type("head -c 600M /dev/zero >/tmp/large\n")
+    ended = alice.wait(session["id"], "ended")
+    assert ended["reason"] == "out-of-memory", ended
+
+
+def test_what_the_images_own_environment_says_holds_inside(portico: RunningPortico, images: Path) -> None:
+    alice = portico.user("alice")
+    session = alice.start("terminal", values={"image": str(images / "speaking")}, memory_gb=0.5)
+    alice.wait(session["id"])
+    terminal = open_terminal(alice, session["id"])
+    terminal.type("echo $COURSE; echo $HOME; echo en''d\n")
+    shown = terminal.wait(lambda text: "\r\nend" in text or "\nend" in text)
+    assert "of 2027" in shown and f"/home/{portico.get_name('alice')}" in shown
+    alice.http.post(f"/sessions/{session['id']}/stop")
 
 
 @pytest.mark.parametrize(
