@@ -26,9 +26,8 @@ WRAPPER: Final = '#!/bin/sh\nexec "$PORTICO_PYTHON" -I "$PORTICO_CONTAINER" -- "
 NAMESPACE_SWITCHES: Final = (
     ("user/max_user_namespaces", "0"),
     ("kernel/unprivileged_userns_clone", "0"),
-    ("kernel/apparmor_restrict_unprivileged_userns", "1"),
 )
-"""By which kernels, Debian's and Ubuntu's keep ordinary users from containers, below /proc/sys."""
+"""By which a kernel, or Debian's, keeps ordinary users from containers; below /proc/sys."""
 
 
 def is_bind(text: str) -> bool:

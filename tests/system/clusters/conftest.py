@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from running import INSTALL_DIR, RunningPortico
+from containers import IMAGES
+from running import RunningPortico
 from slurm_site import Site, make_site
 
 from portico.demo import DemoCluster
@@ -13,7 +14,7 @@ from portico.demo import DemoCluster
 
 @pytest.fixture(scope="session")
 def whole_site(portico_factory: Callable[..., RunningPortico], slurm: DemoCluster) -> Iterator[Site]:
-    made = make_site(portico_factory, slurm, image_dirs=[str(INSTALL_DIR / "images")])
+    made = make_site(portico_factory, slurm, image_dirs=[str(IMAGES)])
     yield made
     made.cancel_jobs()
 

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import pwd
-import shutil
 from pathlib import Path
 
 import pytest
-from running import INSTALL_DIR, wait_until
+from containers import IMAGE, find_reason_to_skip_containers
+from running import wait_until
 from slurm_site import Site
-
-from portico.sessions.images import find_switch
-
-IMAGE = INSTALL_DIR / "images/debian"
-REASON = find_switch() or ("" if shutil.which("ch-run") else "needs ch-run") or (
-    "" if (IMAGE / "bin/sh").exists() else f"needs the image {IMAGE}: run ./portico test"
-)  # fmt: skip
 
 pytestmark = [
     pytest.mark.system,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(bool(REASON), reason=REASON or "-"),
+    pytest.mark.skipif(bool(find_reason_to_skip_containers()), reason=find_reason_to_skip_containers() or "-"),
 ]
 
 
