@@ -21,6 +21,7 @@ from portico.config import Config
 from portico.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unavailable
 from portico.model import (
     App,
+    Field,
     Identity,
     Range,
     Reach,
@@ -315,7 +316,7 @@ class Sessions:
         hours = _check_range("hours", "Hours", hours, limits[2])
         if unknown := values.keys() - {field.name for field in app.fields}:
             raise Invalid(f"{app.name} has no field {sorted(unknown)[0][:40]!r}.", field=sorted(unknown)[0][:40])
-        checked = {field.name: check_value(field, values.get(field.name, field.default)) for field in app.fields}
+        checked = {field.name: check_value(field, _fill_in(field, values)) for field in app.fields}
         if len(title) > TITLE_LIMIT or (title and not title.isprintable()):
             raise Invalid(f"A title has at most {TITLE_LIMIT} characters, on one line.", field="title")
         return Session(
@@ -493,6 +494,12 @@ class Sessions:
             if session.id == session_id:
                 return share, session
         raise NotFound("There is no such shared session.", hint="It may have ended, or been taken back.")
+
+
+def _fill_in(field: Field, values: Mapping[str, str]) -> str:
+    """Return what was given for a field, or its default; where something is needed, nothing is none."""
+    given = values.get(field.name)
+    return field.default if given is None or (field.required and not given) else given
 
 
 def _check_range(field: str, label: str, value: float | None, limits: Range) -> float:

@@ -166,6 +166,28 @@ def run(tmp_path: Path, *argv: str, image: str = "", allowed: str = "", **env: s
     return subprocess.run(program, env=whole, cwd=tmp_path, text=True, capture_output=True, check=False, timeout=60)
 
 
+def test_a_runtime_is_tried_with_nothing_and_then_becomes_the_program(tmp_path: Path) -> None:
+    """With a stand-in for Apptainer, which no package of Debian's has: it notes what it was asked, and runs nothing."""
+    (tmp_path / "course.sif").write_bytes(SIF)
+    (tmp_path / "bin").mkdir()
+    noted = tmp_path / "noted"
+    (tmp_path / "bin/apptainer").write_text(f'#!/bin/sh\nfor a; do echo "$a"; done >>{noted}\nenv >>{noted}\n')
+    (tmp_path / "bin/apptainer").chmod(0o755)
+    done = run(tmp_path, f"{tmp_path}/x.sh", image=f"{tmp_path}/course.sif", PATH=f"{tmp_path}/bin:/usr/bin", LANG="C")
+    assert done.returncode == 0, done.stderr
+    lines = noted.read_text().splitlines()
+    assert lines.count("exec") == 2 and lines.count(f"--home={tmp_path}:/home/alice") == 2
+    assert lines.count("[ -f /ch/environment ] && exit 77; exit 0") == 1 and lines.count("/home/alice/x.sh") == 1
+    assert "APPTAINERENV_LANG=C" in lines and "APPTAINERENV_PORTICO_SOCKET=/tmp/portico/app.sock" in lines
+    (tmp_path / "bin/apptainer").write_text(
+        "#!/bin/sh\necho 'FATAL:   while extracting: not enough space' >&2; exit 255\n"
+    )
+    done = run(tmp_path, "true", image=f"{tmp_path}/course.sif", PATH=f"{tmp_path}/bin:/usr/bin")
+    told = (tmp_path / "session/trouble").read_text()
+    assert told == f"apptainer can't run {tmp_path}/course.sif: while extracting: not enough space"
+    assert "FATAL:" in done.stderr  # the log has what it said
+
+
 def test_without_an_image_it_runs_as_it_is(tmp_path: Path) -> None:
     done = run(tmp_path, "sh", "-c", "echo $HOME")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}\n")

@@ -73,6 +73,21 @@ def test_an_image_from_elsewhere_is_refused(world: EventWorld, image: str) -> No
     assert caught.value.field == "image-course"
 
 
+def test_an_app_that_needs_an_image_takes_the_first_where_none_is_chosen(world: EventWorld) -> None:
+    world.write_app("needy", COURSE.replace("false", "true"))
+    cookie = world.sign_in("olga")
+    first = f"{world.folder}/images/other.sif"
+    assert f'placeholder="{first}"' in world.ask("GET", "/apps/needy", cookie=cookie).text
+    for data in ({}, {"field-image": ""}):
+        answer = world.ask("POST", "/apps/needy", cookie=cookie, data=data)
+        page = world.ask("GET", answer.headers["location"], cookie=cookie).text
+        assert f"<dt>Image</dt><dd>{first}</dd>" in page
+    (world.folder / "images/other.sif").unlink()
+    (world.folder / "images/school").rmdir()
+    answer = world.ask("POST", "/apps/needy", cookie=cookie)
+    assert answer.status_code == 422 and "Container image: please choose one." in answer.text
+
+
 def test_an_app_that_knows_no_images_has_none(world: EventWorld) -> None:
     with pytest.raises(Invalid, match="Shell runs in no image"):
         world.make_event(settings=replace(SETTINGS, apps=(EventApp("shell", image=f"{world.folder}/images/school"),)))

@@ -257,12 +257,24 @@ def test_too_much_memory_is_named_as_the_reason() -> None:
 def test_how_a_program_ended_is_told() -> None:
     async def test(place: Brokered) -> None:
         alice = place.add_user("alice")
-        for app, script in (("good", "exit 0"), ("bad", "echo it broke >&2; exit 3"), ("killed", "kill -9 $$")):
+        say = '>"$PORTICO_SESSION_DIR/trouble"'
+        for app, script in (
+            ("good", "exit 0"), ("bad", "echo it broke >&2; exit 3"), ("killed", "kill -9 $$"),
+            ("sorry", f"printf 'first\\nno licence is left. Try again\\033[2J in an hour\\n' {say}; exit 3"),
+            ("fine", f"echo not so bad {say}; exit 0"), ("long", f"head -c 5000 /dev/zero | tr '\\0' x {say}; exit 3"),
+            ("link", 'ln -s /etc/passwd "$PORTICO_SESSION_DIR/trouble"; exit 3'),
+            ("pipe", 'mkfifo "$PORTICO_SESSION_DIR/trouble"; exit 3'),
+        ):  # fmt: skip
             place.add_app(app, script)
         for app, reason, detail in (
             ("good", Reason.FINISHED, ""),
             ("bad", Reason.FAILED, "exit status 3"),
             ("killed", Reason.FAILED, "signal 9 (SIGKILL)"),
+            ("sorry", Reason.FAILED, "no licence is left. Try again?[2J in an hour"),
+            ("fine", Reason.FINISHED, ""),
+            ("long", Reason.FAILED, "x" * 400),
+            ("link", Reason.FAILED, "exit status 3"),
+            ("pipe", Reason.FAILED, "exit status 3"),
         ):
             session = await place.sessions.start(alice, app)
             ended = await place.wait(alice, session, SessionState.ENDED)
