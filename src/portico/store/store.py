@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,9 @@ from portico.errors import PorticoError, Unavailable
 from portico.store.transaction import Transaction
 
 BUSY_TIMEOUT_S: Final = 3.0
+"""For another process's lock; SQLite tries again after a while, whoever came first (sqlite3_busy_timeout)."""
+TURN_TIMEOUT_S: Final = 20.0
+"""For the other writers of this process, who have their turn one after the other."""
 
 
 class Store:
@@ -36,6 +40,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._engine = _create_engine(path)
+        self._turn = threading.Lock()
 
     def upgrade(self) -> None:
         """Make the database, or bring it to this version's shape.
@@ -71,7 +76,7 @@ class Store:
         Raises:
             Unavailable: The database is locked, full, corrupt or gone.
         """
-        with self._translated(), self._engine.connect() as connection:
+        with self._turn_taken(), self._translated(), self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
                 yield Transaction(connection)
@@ -107,6 +112,15 @@ class Store:
         self._engine.dispose()
 
     @contextlib.contextmanager
+    def _turn_taken(self) -> Iterator[None]:
+        if not self._turn.acquire(timeout=TURN_TIMEOUT_S):
+            raise self._say_busy(f"Others have been writing to {self.path} for over {TURN_TIMEOUT_S:g} s.")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
@@ -119,12 +133,7 @@ class Store:
 
     def _translate(self, said: str) -> PorticoError:
         if "locked" in said or "busy" in said:
-            return Unavailable(
-                "The database is busy; nothing was changed.",
-                why=f"Another process has locked {self.path} for over {BUSY_TIMEOUT_S:g} s.",
-                hint="Try again. If it stays so, an administrator looks for a program that has the file open.",
-                retry_after_s=5,
-            )
+            return self._say_busy(f"Another process has locked {self.path} for over {BUSY_TIMEOUT_S:g} s.")
         if "full" in said or "No space" in said or "disk I/O" in said:
             return Unavailable(
                 "Portico's disk is full; nothing was changed.",
@@ -140,6 +149,14 @@ class Store:
                 hint="Its file and folder must belong to the account that Portico runs as.",
             )
         return Unavailable("The database refused a request; nothing was changed.", why=said)
+
+    def _say_busy(self, why: str) -> Unavailable:
+        return Unavailable(
+            "The database is busy; nothing was changed.",
+            why=why,
+            hint="Try again. If it stays so, an administrator looks for a program that has the file open.",
+            retry_after_s=5,
+        )
 
     def _say_corrupt(self, said: str) -> Unavailable:
         return Unavailable(

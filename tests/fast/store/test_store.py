@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -202,3 +203,24 @@ def test_a_backup_is_whole_and_overwrites_nothing(store: Store, tmp_path: Path) 
 def test_naive_times_are_a_defect(store: Store) -> None:
     with pytest.raises(Exception, match="naive"), store.begin() as tx:
         tx.add_user("alice", Role.USER, UserState.ACTIVE, datetime(2026, 1, 1))
+
+
+def test_writers_of_one_process_wait_for_their_turn_however_many(store: Store) -> None:
+    troubles: list[Exception] = []
+
+    def write(number: int) -> None:
+        try:
+            with store.begin() as tx:
+                tx.add_audit(f"user{number}", "test", "", "")
+                time.sleep(0.3)
+        except Exception as error:
+            troubles.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not troubles
+    with store.read() as tx:
+        assert len({row.actor for row in tx.list_audit(100)}) == 12
