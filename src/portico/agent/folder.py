@@ -86,7 +86,7 @@ class Folder:
         except OSError as error:
             raise translate(error, "making the session's folder") from error
 
-    def write(self, name: str, text: str, mode: int = 0o600) -> None:
+    def write(self, name: str, content: str | bytes, mode: int = 0o600) -> None:
         """Write a file of the kept folder, whole or not at all.
 
         Raises:
@@ -94,13 +94,14 @@ class Folder:
             Unavailable: The disk is full.
 
         """
+        data = content if isinstance(content, bytes) else content.encode(errors="replace")
         temporary = f".{name}.{os.getpid()}"
         folder = self._open()
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=folder)
             try:
-                with os.fdopen(fd, "w", encoding="utf-8", errors="replace") as file:
-                    file.write(text)
+                with os.fdopen(fd, "wb") as file:
+                    file.write(data)
                 os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             except OSError:
                 with contextlib.suppress(OSError):
@@ -139,6 +140,23 @@ class Folder:
             os.close(fd)
             raise NotFound(f"{name} is not a file.")
         return fd
+
+    def remove_file(self, name: str) -> None:
+        """Remove a file of the kept folder, if it is there.
+
+        Raises:
+            NotFound: There is no such folder, or a link stands in its place.
+            Unavailable: It can't be removed.
+        """
+        folder = self._open()
+        try:
+            os.unlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise translate(error, f"removing {name}") from error
+        finally:
+            os.close(folder)
 
     def read_tail(self, name: str, lines: int, limit_bytes: int = 64 * 1024) -> str:
         """Return the last lines of a file, at most ``limit_bytes``, as valid UTF-8; empty where there is none."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from portico import wire
-from portico.agent import output, processes, shepherd, ssh
+from portico.agent import output, processes, shepherd, ssh, vnc
 from portico.agent.command import Commands
 from portico.agent.folder import Folder, find_sessions, translate
 from portico.errors import Conflict, Invalid, NotFound, PorticoError, Unavailable
@@ -238,6 +238,16 @@ def _ssh(args: Json) -> Answer:
     return {}, [ssh.start(folder, _take(args, "files", dict))]
 
 
+def _vnc(args: Json) -> Answer:
+    folder = _take_folder(args)
+    if "passwords" in args:
+        passwords = _take(args, "passwords", list)
+        if not all(isinstance(one, str) for one in passwords):
+            raise Invalid("Passwords must be texts.")
+        vnc.write_passwords(folder, passwords)
+    return {"takes": vnc.takes_passwords(folder), "has": vnc.has_passwords(folder)}, []
+
+
 def _probe(args: Json) -> Answer:
     folder, reach, path = _take_folder(args), _take(args, "reach", str), _take(args, "path", str)
     try:
@@ -315,6 +325,7 @@ OPERATIONS: Final[dict[str, Callable[[Json], Answer]]] = {
     "probe": _probe,
     "connect": _connect,
     "ssh": _ssh,
+    "vnc": _vnc,
     "log": _log,
     "deadline": _deadline,
     "signal": _signal,

@@ -1,7 +1,8 @@
 """``portico desktop open``: a session's desktop in a viewer of this computer, through one SSH connection.
 
 A desktop listens on a Unix socket that only its user can reach, with no password: the SSH key is the password. The near
-end of the tunnel is a Unix socket in a 0700 folder as well, or, where a viewer can't take one, a port of localhost.
+end of the tunnel is a Unix socket in a 0700 folder as well, or, where a viewer can't take one, a port of localhost. For
+viewers and computers that need a password the tunnel leads to the desktop's second socket, which asks for it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ PATH: Final = re.compile(rf"^{MARK}(/[A-Za-z0-9._/@+-]{{1,200}})$", re.MULTILINE
 """A colon would be another forward to ssh; what a login script says stands on other lines."""
 ANSWER_S: Final = 30.0
 END_S: Final = 5.0
+DOOR: Final = ".password"
+"""After the path of a desktop's socket: that of the one that asks for a VNC password."""
+PASSWORD: Final = "VNC_PASSWORD"
+"""The variable from which TigerVNC's viewer takes a password (vncviewer(1)); an argument could be seen by others."""
 
 
 @desktop.command("open")
@@ -52,22 +57,43 @@ def open_desktop(
     ] = 0,
     viewer: Annotated[str, typer.Option(help="The viewer's program; by default TigerVNC's.")] = "",
     tunnel: Annotated[bool, typer.Option("--tunnel", help="Start no viewer; hold the tunnel until Ctrl-C.")] = False,
+    password: Annotated[
+        bool,
+        typer.Option(
+            "--password",
+            help="Have the desktop ask for a VNC password. Makes new ones, unless VNC_PASSWORD is set.",
+        ),
+    ] = False,
+    view_only: Annotated[
+        bool, typer.Option("--view-only", help="With the password for looking only; nothing can be touched.")
+    ] = False,
 ) -> None:
     """Open a desktop in a viewer of this computer; the tunnel ends with the viewer."""
     if not 0 <= port < 65536:
         raise Invalid(f"{port} is not a port.", field="port")
-    session = find_desktop(Client(context.obj).ask("GET", "/sessions"), id)
+    client = Client(context.obj)
+    session = find_desktop(client.ask("GET", "/sessions"), id)
+    password = password or view_only
     if not (find_ssh_folder() / INCLUDE).exists():
         raise Conflict("Your ssh does not know Portico yet.", hint="portico ssh config --write")
     program = "" if tunnel else find_viewer(viewer, needs_tiger=not port)
-    if port:
-        show.tell(f"Whoever else is on this computer can connect to port {port} while this runs, and use your desktop.")
+    if port and not password:
+        show.tell(
+            f"Whoever else is on this computer can connect to port {port} while this runs, and use your desktop. "
+            "With --password it asks for one."
+        )
+    env = os.environ if os.environ.get(PASSWORD) or not password else {**os.environ, PASSWORD: ""}
     with (
         tempfile.TemporaryDirectory(prefix="p-", dir=os.environ.get("XDG_RUNTIME_DIR") or None) as folder,  # 0700
         Tunnel(f"{session['id']}.portico", Path(folder)).opened() as way,
     ):
         near = f"localhost:{port}" if port else f"{folder}/desktop"
-        way.forward(near, way.ask_socket())
+        way.forward(near, way.ask_socket(asks_password=password))
+        if password and not env[PASSWORD]:
+            made = make_passwords(client, session["id"])
+            env = {**env, PASSWORD: made["view_only" if view_only else "full"]}
+            if port or tunnel:  # another viewer asks its person
+                show_passwords(made, view_only_alone=view_only)
         address = f"localhost::{port}" if port else near
         if tunnel:
             show.tell(f"The desktop is at {address} until you press Ctrl-C.")
@@ -75,11 +101,45 @@ def open_desktop(
                 way.wait()
             return
         try:
-            done = subprocess.run([program, address], stdin=subprocess.DEVNULL, check=False)
+            done = subprocess.run([program, address], stdin=subprocess.DEVNULL, env=env, check=False)
         except OSError as error:
             raise Unavailable(f"{program} can't be run.", why=error.strerror or str(error)) from error
     if done.returncode:
         raise Unavailable(f"{program} ended with status {done.returncode}.")
+
+
+@desktop.command("password")
+def make_password(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(metavar="SESSION", help="The session's id, or the app's for the newest of it.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the passwords away.")] = False,
+    as_json: show.AsJson = False,
+) -> None:
+    """Make VNC passwords of a desktop, for everything and for looking only; earlier ones are good no more."""
+    client = Client(context.obj)
+    session = find_desktop(client.ask("GET", "/sessions"), id)
+    if remove:
+        client.ask("DELETE", f"/sessions/{session['id']}/vnc-passwords")
+        show.tell("The passwords are removed. Viewers that came in with them are cut off.")
+        return
+    made = make_passwords(client, session["id"])
+    if as_json:
+        show.show_json(made)
+    else:
+        show_passwords(made, view_only_alone=False)
+
+
+def make_passwords(client: Client, session_id: str) -> dict[str, str]:
+    """Return new VNC passwords of a desktop, ``full`` and ``view_only``."""
+    made: dict[str, str] = client.ask("POST", f"/sessions/{session_id}/vnc-passwords")
+    return made
+
+
+def show_passwords(made: dict[str, str], *, view_only_alone: bool) -> None:
+    """Print passwords, this once."""
+    if not view_only_alone:
+        typer.echo(f"VNC password:  {made['full']}")
+    typer.echo(f"View-only:     {made['view_only']}")
 
 
 def find_desktop(sessions: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -142,15 +202,25 @@ class Way:
     control: Path
     master: subprocess.Popen[bytes]
 
-    def ask_socket(self) -> str:
+    def ask_socket(self, *, asks_password: bool) -> str:
         """Return the path of the desktop's socket on its machine.
 
+        Args:
+            asks_password: Whether it is to be the one that asks for a VNC password.
+
         Raises:
-            Unavailable: It is not told.
+            Unavailable: It is not told, or not there.
         """
-        done = self._run(f"echo {MARK}$PORTICO_SOCKET")
+        suffix = DOOR if asks_password else ""
+        done = self._run(f"echo {MARK}$PORTICO_SOCKET{suffix}; test -S $PORTICO_SOCKET{suffix}")
         if not (found := PATH.search(done.stdout.replace("\r", ""))):
             raise Unavailable("The session does not tell where its desktop is.", why=done.stderr.strip()[:300])
+        if done.returncode and asks_password:
+            raise Unavailable(
+                "This desktop takes no VNC password.",
+                why="It was started before Portico knew them, or its app does not offer them.",
+                hint="Start a new one, or leave --password out.",
+            )
         return found[1]
 
     def forward(self, near: str, far: str) -> None:

@@ -30,7 +30,10 @@ GROUPS: Final = (
     Group("Portico itself", ("python3-venv", "ca-certificates", "passwd", "openssh-client"), essential=True),
     Group(
         "desktops",
-        ("tigervnc-standalone-server", "xauth", "x11-xserver-utils", "dbus-x11", "fonts-dejavu-core", "procps"),
+        (
+            "tigervnc-standalone-server", "tigervnc-tools", "xauth", "x11-xserver-utils", "dbus-x11",
+            "fonts-dejavu-core", "procps",
+        ),
     ),
     Group(
         "Desktop (XFCE)",

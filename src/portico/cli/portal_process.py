@@ -34,6 +34,7 @@ from portico.sessions.places import Place
 from portico.sessions.remote_place import RemotePlace
 from portico.sessions.rows import Rows
 from portico.sessions.ssh import SshSessions
+from portico.sessions.vnc import VncDoors
 from portico.ssh.authority import Authority
 from portico.store import Store
 
@@ -124,6 +125,7 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
             ssh_keys=ssh_keys,
             ssh_certificates=ssh_certificates,
             guide=SshGuide(config, entry, authority),
+            vnc=VncDoors(rows, sessions, machine),
         )
         await serve(services, listeners, relays, ssh)
     finally:

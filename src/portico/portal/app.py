@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from portico.config import Config
 from portico.errors import BY_CODE, Invalid, NotFound, NotSignedIn, PorticoError
 from portico.model import Identity
-from portico.portal import api, events_api, jobs_api, pages, ssh_api, ssh_guide_api, ssh_login_api
+from portico.portal import api, events_api, jobs_api, pages, ssh_api, ssh_guide_api, ssh_login_api, vnc_api
 from portico.portal.context import Context, Services, get_context, identify_browser
 from portico.portal.guard import Guard
 from portico.portal.metrics import Meter
@@ -39,7 +39,7 @@ def create_app(services: Services) -> FastAPI:
     version = render_version(static, assets)
     app.state.context = Context(**vars(services), version=version)
     routers = [api.public, api.router, jobs_api.router, events_api.router, ssh_api.router, ssh_guide_api.router]
-    routers += [ssh_login_api.public, ssh_login_api.router]
+    routers += [ssh_login_api.public, ssh_login_api.router, vnc_api.router]
     for router in (*routers, pages.public, pages.router):
         app.include_router(router)
     app.add_api_route("/api/docs", show_docs, include_in_schema=False)

@@ -23,6 +23,7 @@ from portico.portal.metrics import Metrics
 from portico.portal.participants import require_open
 from portico.sessions import Doors, Sessions
 from portico.sessions.doors import find_cookie_name, parse_cookies
+from portico.sessions.vnc import VncDoors
 
 RowId = Annotated[int, Field(ge=1, lt=2**63)]
 """A row's number as requests name it; what SQLite can't hold is refused here."""
@@ -44,6 +45,7 @@ class Services:
     ssh_keys: SshKeys
     ssh_certificates: SshCertificates
     guide: SshGuide
+    vnc: VncDoors
 
 
 @dataclass(frozen=True)

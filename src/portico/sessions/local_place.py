@@ -91,6 +91,7 @@ class LocalPlace:
             "PORTICO_PYTHON": self._python,
             "PORTICO_TERMINAL": str(find_program("agent/terminal.py")),
             "PORTICO_CONTAINER": str(find_program("agent/container.py")),
+            "PORTICO_VNC_DOOR": str(find_program("agent/vnc_door.py")),
             "PORTICO_APPS": self._config.install_dir,
         }
         return JobRequest(

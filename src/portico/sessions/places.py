@@ -7,9 +7,9 @@ sessions that its scheduler has lost. The keeper and the doors ask it, whichever
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
-from portico.model import App, Range, Reason, Session
+from portico.model import App, Range, Reach, Reason, Session
 from portico.schedulers.clusters import Cluster
 from portico.schedulers.protocol import JobRequest, JobStatus
 from portico.sessions.placement import Choice
@@ -66,6 +66,10 @@ class Place(Protocol):
         """Take up what ``search`` found."""
 
 
+VNC_PASSWORDS: Final = "vnc-passwords"
+"""The file of a desktop's passwords in its session's folder, which the agent writes; without any it is not there."""
+
+
 def clip(offered: Range, most: float) -> Range:
     """Return a form's range with no more than ``most`` in it."""
     maximum = min(offered.maximum, most)
@@ -81,5 +85,6 @@ def render_env(session: Session, folder: str) -> dict[str, str]:
         "PORTICO_BASE_PATH": session.base_path,
         "PORTICO_CORES": f"{session.cores:g}",
         "PORTICO_MEMORY_BYTES": str(session.memory_bytes),
+        **({"PORTICO_VNC_PASSWORDS": f"{folder}/{VNC_PASSWORDS}"} if session.reach is Reach.RFB else {}),
         **{f"PORTICO_FORM_{name.upper()}": value for name, value in session.values.items()},
     }

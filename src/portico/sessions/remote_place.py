@@ -133,6 +133,7 @@ class RemotePlace:
             "PORTICO_PYTHON": self._settings.python,
             "PORTICO_TERMINAL": f"{folder}/terminal.py",
             "PORTICO_CONTAINER": f"{folder}/container.py",
+            "PORTICO_VNC_DOOR": f"{folder}/vnc_door.py",
             "PORTICO_APPS": self._settings.apps_dir or self._config.install_dir,
         }
         chosen = {"partition": self._settings.partition, **session.placement}
@@ -233,7 +234,9 @@ def _read_programs() -> dict[str, str]:
     return {name: find_program(f"{folder}/{name}").read_text() for folder, name in _PROGRAMS}
 
 
-_PROGRAMS: Final = (("relay", "relay.py"), ("agent", "terminal.py"), ("agent", "container.py"))
+_PROGRAMS: Final = (
+    ("relay", "relay.py"), ("agent", "terminal.py"), ("agent", "container.py"), ("agent", "vnc_door.py"),
+)  # fmt: skip
 
 
 def _most_memory_gb(offers: Sequence[Offer]) -> float:

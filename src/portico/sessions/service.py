@@ -172,7 +172,13 @@ class Sessions:
             raise NotFound("There is no such session.", hint="It may have been removed. Your sessions are at home.")
         return session
 
-    async def _get_own(self, who: Identity, session_id: str) -> Session:
+    async def get_own(self, who: Identity, session_id: str) -> Session:
+        """Return a session of one's own.
+
+        Raises:
+            NotFound: There is none, or not for this user.
+            Forbidden: It is another's, of whom this user may know.
+        """
         session = await self.get_session(who, session_id)
         if session.user_name != who.user_name:
             raise Forbidden("Only whose session it is may do this.")
@@ -184,7 +190,7 @@ class Sessions:
         Raises:
             NotFound: There is no such session.
         """
-        session = await self._get_own(who, session_id)
+        session = await self.get_own(who, session_id)
         if session.state is SessionState.QUEUED:
             return ""
         try:
@@ -382,7 +388,7 @@ class Sessions:
         Raises:
             Conflict: It does not run, or has all the time that it may have.
         """
-        session = await self._get_own(who, session_id)
+        session = await self.get_own(who, session_id)
         if session.ends is None or session.started is None or session.state is SessionState.ENDED:
             raise Conflict("Only what runs can be extended.")
         most = session.started + timedelta(hours=self._config.max_extended_hours)
@@ -406,7 +412,7 @@ class Sessions:
         Raises:
             Conflict: It still runs.
         """
-        session = await self._get_own(who, session_id)
+        session = await self.get_own(who, session_id)
         if session.state is not SessionState.ENDED:
             raise Conflict("It still runs.", hint="Stop it first.")
         if place := self._places.get(session.cluster):
@@ -429,7 +435,7 @@ class Sessions:
             Invalid: There is no such user, or it is oneself.
             Conflict: This app can't be shared, or is shared with them already.
         """
-        session = await self._get_own(who, session_id)
+        session = await self.get_own(who, session_id)
         if session.reach is Reach.HTTP:
             raise Conflict("Only desktops and terminals can be shared.", why="Their streams can be made view-only.")
         if session.state is SessionState.ENDED:
@@ -456,7 +462,7 @@ class Sessions:
         Raises:
             NotFound: There is no such share.
         """
-        await self._get_own(who, session_id)
+        await self.get_own(who, session_id)
 
         def write(tx: Transaction) -> Share:
             for share in tx.list_shares(session_id):
@@ -472,7 +478,7 @@ class Sessions:
 
     async def list_shares(self, who: Identity, session_id: str) -> list[Share]:
         """Return who may look at a session of one's own."""
-        await self._get_own(who, session_id)
+        await self.get_own(who, session_id)
         return await self._rows.read(lambda tx: tx.list_shares(session_id))
 
     async def list_shared_with(self, who: Identity) -> list[tuple[Share, Session]]:

@@ -36,6 +36,7 @@ from portico.sessions import BrokerMachine, Catalog, Doors, Sessions
 from portico.sessions.changes import Changes
 from portico.sessions.local_place import LocalPlace
 from portico.sessions.rows import Rows
+from portico.sessions.vnc import VncDoors
 from portico.ssh.authority import Authority
 from portico.store import Store
 from portico.wire import Packet
@@ -78,6 +79,7 @@ class StandInMachine:
         self.running: set[str] = set()
         self.log = "a line\n"
         self.made: list[str] = []
+        self.passwords: dict[str, list[str]] = {}
         self.agents = 0
 
     async def make(self, name: str) -> None:
@@ -96,6 +98,10 @@ class StandInMachine:
     async def ask(self, user_name: str, op: str, args: dict[str, Any], *, timeout_s: float = 10.0) -> Packet:
         if op == "look":
             return Packet(await self.look(user_name, args["session"]), [])
+        if op == "vnc":
+            if "passwords" in args:
+                self.passwords[args["session"]] = args["passwords"]
+            return Packet({"takes": True, "has": bool(self.passwords.get(args["session"]))}, [])
         return Packet({"log": {"text": self.log}, "sessions": {"sessions": [], "more": False}}.get(op, {}), [])
 
     async def ask_once(
@@ -207,7 +213,7 @@ class World:
         self.events = Events(self.store, self.config, self.accounts, self.sessions, machine)
         self.services = Services(
             self.config, self.accounts, self.sessions, self.doors, self.jobs, self.events, self.ssh_keys,
-            self.ssh_certificates, self.guide,
+            self.ssh_certificates, self.guide, VncDoors(Rows(self.store, Changes()), self.sessions, machine),
         )  # fmt: skip
         self.fastapi = create_app(self.services)
         self.app = guard(self.fastapi, self.config)

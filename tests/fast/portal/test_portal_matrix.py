@@ -48,6 +48,8 @@ ROWS = {
     "GET /sessions/{session_id}/log": ALICES_PAGE,
     "GET /sessions/{session_id}/connect": ALICES_PAGE,
     "GET /sessions/{session_id}/connect/{file_name}": ALICES_PAGE,
+    "POST /sessions/{session_id}/connect/passwords": ALICES_PAGE,
+    "POST /sessions/{session_id}/connect/passwords/remove": ALICES_PAGE,
     "GET /sessions/{session_id}/share": ALICES_PAGE,
     "POST /sessions/{session_id}/share": ALICES_PAGE,
     "POST /sessions/{session_id}/unshare": ALICES_PAGE,
@@ -104,6 +106,9 @@ ROWS = {
     "POST /api/v1/sessions/{session_id}/stop": "sign-in none ok   none ok   ok      ok",
     "POST /api/v1/sessions/{session_id}/extend": ALICES_API,
     "GET /api/v1/sessions/{session_id}/log": ALICES_API,
+    "GET /api/v1/sessions/{session_id}/vnc-passwords": ALICES_API,
+    "POST /api/v1/sessions/{session_id}/vnc-passwords": ALICES_API,
+    "DELETE /api/v1/sessions/{session_id}/vnc-passwords": ALICES_API,
     "GET /api/v1/sessions/{session_id}/shares": ALICES_API,
     "POST /api/v1/sessions/{session_id}/shares": ALICES_API,
     "DELETE /api/v1/sessions/{session_id}/shares/{share_id}": ALICES_API,
@@ -178,7 +183,15 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /api/v1/ssh/login/collect": {"device_code": "nothing"},
     "POST /api/v1/tokens": {"label": "new", "days": "1"},
 }
-APPS = {"POST /sessions/{session_id}/connect": "book", "GET /apps/{app_id}/icon": "book"}
+APPS = {
+    "POST /sessions/{session_id}/connect": "book",
+    "GET /apps/{app_id}/icon": "book",
+    "POST /sessions/{session_id}/connect/passwords": "screen",
+    "POST /sessions/{session_id}/connect/passwords/remove": "screen",
+    "GET /api/v1/sessions/{session_id}/vnc-passwords": "screen",
+    "POST /api/v1/sessions/{session_id}/vnc-passwords": "screen",
+    "DELETE /api/v1/sessions/{session_id}/vnc-passwords": "screen",
+}
 numbers = itertools.count()
 WORDS = {200: "ok", 201: "ok", 204: "ok", 303: "ok", 401: "sign-in", 403: "no", 404: "none"}
 

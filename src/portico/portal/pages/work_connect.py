@@ -7,7 +7,7 @@ from typing import Final
 from fastapi import Request
 from fastapi.responses import Response
 
-from portico.errors import Forbidden, NotFound, PorticoError
+from portico.errors import Conflict, NotFound, PorticoError, Unavailable
 from portico.model import Identity, Reach, Session
 from portico.portal.context import Context, get_context, in_thread
 from portico.portal.pages.routers import Who, router
@@ -15,6 +15,7 @@ from portico.portal.rendering import render
 from portico.ssh.authority import compute_fingerprint
 from portico.ssh.client import INCLUDE, KNOWN_HOSTS, Way, render_known_hosts, render_ssh_config
 from portico.ssh.inner import HOST_ALIAS
+from portico.sessions.vnc import VncPasswords
 from portico.ssh.viewer import choose_port, render_tigervnc, render_vnc
 
 VIEWER_FILES: Final = {"desktop.tigervnc": render_tigervnc, "desktop.vnc": render_vnc}
@@ -25,7 +26,40 @@ WAY_FILES: Final = {INCLUDE: render_ssh_config, KNOWN_HOSTS: render_known_hosts}
 async def show_ways(request: Request, who: Who, session_id: str) -> Response:
     """Show how to reach a session from this browser, a terminal, VS Code and a VNC viewer, and how files get there."""
     context = get_context(request)
-    session = await _get_own(context, who, session_id)
+    return await _show(request, who, await context.sessions.get_own(who, session_id))
+
+
+@router.post("/sessions/{session_id}/connect/passwords")
+async def make_vnc_passwords(request: Request, who: Who, session_id: str) -> Response:
+    """Give a desktop new VNC passwords, and show them, this once."""
+    context = get_context(request)
+    session = await context.sessions.get_own(who, session_id)
+    try:
+        made = await context.vnc.make_passwords(who, session_id)
+    except (Conflict, Unavailable) as error:
+        return await _show(request, who, session, about_passwords=True, error=error)
+    return await _show(request, who, session, about_passwords=True, passwords=made)
+
+
+@router.post("/sessions/{session_id}/connect/passwords/remove")
+async def remove_vnc_passwords(request: Request, who: Who, session_id: str) -> Response:
+    """Take a desktop's VNC passwords away."""
+    context = get_context(request)
+    session = await context.sessions.get_own(who, session_id)
+    await context.vnc.remove_passwords(who, session_id)
+    return await _show(request, who, session, about_passwords=True)
+
+
+async def _show(
+    request: Request,
+    who: Identity,
+    session: Session,
+    *,
+    about_passwords: bool = False,
+    passwords: VncPasswords | None = None,
+    error: PorticoError | None = None,
+) -> Response:
+    context = get_context(request)
     way, trouble = None, None
     try:
         way = await in_thread(context.guide.get_way, who)
@@ -36,6 +70,10 @@ async def show_ways(request: Request, who: Who, session_id: str) -> Response:
         "ways.html",
         who,
         session=session,
+        error=error,
+        about_passwords=about_passwords,
+        passwords=passwords,
+        has_passwords=passwords is not None or await _has_passwords(context, who, session),
         origin=context.config.portal_origin,
         way=way,
         trouble=trouble,
@@ -49,7 +87,7 @@ async def show_ways(request: Request, who: Who, session_id: str) -> Response:
 async def download_file(request: Request, who: Who, session_id: str, file_name: str) -> Response:
     """Return a file for ssh or for a VNC viewer."""
     context = get_context(request)
-    session = await _get_own(context, who, session_id)
+    session = await context.sessions.get_own(who, session_id)
     if file_name in WAY_FILES:
         text = WAY_FILES[file_name](await in_thread(context.guide.get_way, who))
     elif file_name in VIEWER_FILES and session.reach is Reach.RFB:
@@ -61,11 +99,12 @@ async def download_file(request: Request, who: Who, session_id: str, file_name: 
     return Response(text, media_type="application/octet-stream", headers=headers)
 
 
-async def _get_own(context: Context, who: Identity, session_id: str) -> Session:
-    session = await context.sessions.get_session(who, session_id)
-    if session.user_name != who.user_name:
-        raise Forbidden("Only whose session it is may do this.")
-    return session
+async def _has_passwords(context: Context, who: Identity, session: Session) -> bool:
+    """Return whether a desktop is known to have VNC passwords; its page does not need to know."""
+    try:
+        return await context.vnc.has_passwords(who, session.id)
+    except PorticoError:
+        return False
 
 
 def list_commands(session: Session, way: Way) -> dict[str, str]:
@@ -74,7 +113,7 @@ def list_commands(session: Session, way: Way) -> dict[str, str]:
     keys = [(kind, body) for kind, body in (line.split(" ") for line in way.host_keys)]
     front = f"-P {way.port} -hostkey {compute_fingerprint(keys[0][1])} {way.user_name}@{way.host}" if keys else ""
     # The same words in sh and in PowerShell: both run what stands in $( ) between double quotes.
-    forward = f"\"{port}:$(ssh {target} 'echo $PORTICO_SOCKET')\""
+    far = f"$(ssh {target} 'echo $PORTICO_SOCKET')"
     return {
         "ssh": f"ssh {target}",
         "putty": f'plink -proxycmd "plink -batch {front} {way.connect} {session.id}" -loghost {HOST_ALIAS} '
@@ -85,6 +124,8 @@ def list_commands(session: Session, way: Way) -> dict[str, str]:
         "sftp": f"sftp {target}",
         "port": f"ssh -N -L 8888:localhost:8888 {target}",
         "code": f"code --remote ssh-remote+{target}",
-        "tunnel": f"ssh -N -L {forward} {target}",
+        "tunnel": f'ssh -N -L "{port}:{far}" {target}',
+        "password_tunnel": f'ssh -N -L "{port}:{far}.password" {target}',
+        "screen_sharing": f"open vnc://localhost:{port}",
         "viewer": f"vncviewer localhost::{port}",
     }

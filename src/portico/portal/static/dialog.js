@@ -19,7 +19,7 @@ function show(text) {
     (document.fullscreenElement ?? document.body).append(dialog);
     dialog.showModal();
   }
-  (body.querySelector("[aria-invalid], input:not([type=hidden]), button, a") ?? dialog).focus();
+  (body.querySelector("[autofocus]") ?? body.querySelector("[aria-invalid], input:not([type=hidden]), button, a") ?? dialog).focus();
   return true;
 }
 
