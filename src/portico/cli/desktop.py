@@ -39,6 +39,7 @@ VIEWERS: Final = (
 MARK: Final = "portico-socket="
 PATH: Final = re.compile(rf"^{MARK}(/[A-Za-z0-9._/@+-]{{1,200}})$", re.MULTILINE)
 """A colon would be another forward to ssh; what a login script says stands on other lines."""
+COLUMNS: Final = {"VNC password": "full", "View-only": "view_only"}
 ANSWER_S: Final = 30.0
 END_S: Final = 5.0
 DOOR: Final = ".password"
@@ -82,18 +83,19 @@ def open_desktop(
             f"Whoever else is on this computer can connect to port {port} while this runs, and use your desktop. "
             "With --password it asks for one."
         )
-    env = os.environ if os.environ.get(PASSWORD) or not password else {**os.environ, PASSWORD: ""}
+    env = dict(os.environ)
     with (
         tempfile.TemporaryDirectory(prefix="p-", dir=os.environ.get("XDG_RUNTIME_DIR") or None) as folder,  # 0700
         Tunnel(f"{session['id']}.portico", Path(folder)).opened() as way,
     ):
         near = f"localhost:{port}" if port else f"{folder}/desktop"
         way.forward(near, way.ask_socket(asks_password=password))
-        if password and not env[PASSWORD]:
+        if password and not env.get(PASSWORD):
             made = make_passwords(client, session["id"])
-            env = {**env, PASSWORD: made["view_only" if view_only else "full"]}
+            chosen = "view_only" if view_only else "full"
+            env[PASSWORD] = made[chosen]
             if port or tunnel:  # another viewer asks its person
-                show_passwords(made, view_only_alone=view_only)
+                show.show(made, False, {title: name for title, name in COLUMNS.items() if name == chosen})
         address = f"localhost::{port}" if port else near
         if tunnel:
             show.tell(f"The desktop is at {address} until you press Ctrl-C.")
@@ -122,24 +124,13 @@ def make_password(
         client.ask("DELETE", f"/sessions/{session['id']}/vnc-passwords")
         show.tell("The passwords are removed. Viewers that came in with them are cut off.")
         return
-    made = make_passwords(client, session["id"])
-    if as_json:
-        show.show_json(made)
-    else:
-        show_passwords(made, view_only_alone=False)
+    show.show(make_passwords(client, session["id"]), as_json, COLUMNS)
 
 
 def make_passwords(client: Client, session_id: str) -> dict[str, str]:
     """Return new VNC passwords of a desktop, ``full`` and ``view_only``."""
     made: dict[str, str] = client.ask("POST", f"/sessions/{session_id}/vnc-passwords")
     return made
-
-
-def show_passwords(made: dict[str, str], *, view_only_alone: bool) -> None:
-    """Print passwords, this once."""
-    if not view_only_alone:
-        typer.echo(f"VNC password:  {made['full']}")
-    typer.echo(f"View-only:     {made['view_only']}")
 
 
 def find_desktop(sessions: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -63,8 +63,8 @@ async def _show(
     way, trouble = None, None
     try:
         way = await in_thread(context.guide.get_way, who)
-    except PorticoError as error:
-        trouble = error
+    except PorticoError as caught:
+        trouble = caught
     return render(
         request,
         "ways.html",
