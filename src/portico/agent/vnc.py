@@ -63,9 +63,7 @@ def write_passwords(folder: Folder, passwords: Sequence[str]) -> None:
         )
     text = "".join(f"{one}\n" for one in passwords)
     try:
-        done = subprocess.run(
-            [program, "-f"], input=text.encode(), capture_output=True, timeout=PROGRAM_S, check=False
-        )
+        done = subprocess.run([program, "-f"], input=text.encode(), capture_output=True, timeout=PROGRAM_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"{program} can't be run.", why=type(error).__name__) from error
     if done.returncode or len(done.stdout) != 16:

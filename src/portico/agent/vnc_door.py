@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 SUFFIX = ".password"
 GREETING = b"RFB 003.008\n"
@@ -173,7 +174,7 @@ class Door:
             listener.settimeout(LOOK_S if self._served else None)
             try:
                 viewer, _ = listener.accept()
-            except socket.timeout:
+            except TimeoutError:
                 self._end_outdated()
                 continue
             except OSError:  # no descriptors are left
@@ -282,7 +283,7 @@ class Door:
         other.join()
 
 
-def fail(viewer: socket.socket, minor: int, reason: str) -> None:
+def fail(viewer: socket.socket, minor: int, reason: str) -> NoReturn:
     """Tell a viewer that it is not let in (7.1.3); 3.8 alone has a reason.
 
     Raises:

@@ -2,70 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import html
 import os
 import pwd
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from rfb import RfbClient, connect_unix
+from rfb import RfbClient
 from running import RunningPortico, find_free_ports, wait_until
-
-from portico.model import SshKey, now
-from portico.ssh.authority import compute_fingerprint
-from portico.store import Store
+from ssh_client import (
+    BLUE,
+    STRICT,
+    Client,
+    is_listened_on,
+    is_mostly_blue,
+    list_folders,
+    list_processes,
+    outer_display,
+    read_commands,
+    read_display,
+    set_up,
+    start_open,
+    wait_for_nothing_left,
+)
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
-
-BLUE = 0x2060C0
-STRICT = ("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes")
-
-
-@dataclass(frozen=True)
-class Client:
-    """Somebody with an account on this machine, whose home has a key and what `portico ssh config` wrote."""
-
-    house: RunningPortico
-    name: str
-
-    @property
-    def home(self) -> Path:
-        return Path(pwd.getpwnam(self.name).pw_dir)
-
-    @property
-    def uid(self) -> int:
-        return pwd.getpwnam(self.name).pw_uid
-
-    def options(self, **env: str) -> dict[str, object]:
-        entry = pwd.getpwnam(self.name)
-        clean = {"HOME": entry.pw_dir, "PATH": "/usr/local/bin:/usr/bin:/bin", "USER": self.name, "LC_ALL": "C.UTF-8"}
-        return {
-            "user": entry.pw_uid,
-            "group": entry.pw_gid,
-            "extra_groups": [],
-            "env": clean | env,
-            "cwd": entry.pw_dir,
-        }
-
-    def run(self, *argv: str, check: bool = True, **more: object) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=60, check=False,
-            **({"stdin": subprocess.DEVNULL} | self.options() | more),
-        )  # fmt: skip
-        assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +59,6 @@ def alice(house: RunningPortico, terminal: str) -> Client:
     client = Client(house, house.get_name("alice"))
     set_up(client)
     return client
-
-
-def set_up(client: Client) -> None:
-    """Make somebody a key that Portico knows, and have their ssh know Portico."""
-    folder = client.home / ".ssh"
-    client.run("mkdir", "-m", "700", str(folder))
-    client.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "id_ed25519"))
-    kind, body, _ = (folder / "id_ed25519.pub").read_text().split()
-    with Store(client.house.state_dir / "portico.db").begin() as tx:
-        tx.add_ssh_key(SshKey(0, client.name, "laptop", kind, body, compute_fingerprint(body), 256, (), now()))
-    client.run("tee", str(folder / "config"), input="Host *\n    LogLevel ERROR\n", stdin=None)
-    client.house.cli("ssh", "config", "--write", "--yes", user=client.name)
 
 
 @pytest.fixture
@@ -214,13 +170,6 @@ def test_files_go_there_and_back(alice: Client, terminal: str, target: str, tmp_
     assert told == "", "the second time there is nothing to do"
 
 
-def read_commands(house: RunningPortico, session_id: str) -> dict[str, str]:
-    """Return the commands that the session's page has to copy, by name."""
-    page = house.user("alice").http.get(f"/sessions/{session_id}/connect").raise_for_status().text
-    found = re.findall(r'<pre id="copy-(\w+)">(.*?)</pre>', page, re.DOTALL)
-    return {name: html.unescape(text) for name, text in found}
-
-
 def test_the_pages_commands_do_what_they_say(house: RunningPortico, alice: Client, terminal: str) -> None:
     commands = read_commands(house, terminal)
     assert alice.run("sh", "-c", f"{commands['ssh']} id -un").stdout.strip() == alice.name
@@ -276,18 +225,6 @@ def test_putty_comes_in_by_the_pages_command(house: RunningPortico, alice: Clien
 # desktops
 
 
-def read_display(uid: int, session_id: str) -> dict[str, str]:
-    """Return the environment of something that runs in a desktop."""
-    for folder in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if folder.name.isdigit() and folder.stat().st_uid == uid:
-                items = (folder / "environ").read_bytes().split(b"\0")
-                env = dict(item.decode(errors="replace").partition("=")[::2] for item in items)
-                if env.get("PORTICO_SESSION") == session_id and env.get("DISPLAY"):
-                    return {name: env[name] for name in ("DISPLAY", "XAUTHORITY")}
-    return {}
-
-
 @pytest.fixture(scope="module")
 def painted(house: RunningPortico, alice: Client) -> str:
     """Return the id of a desktop of alice's whose ground is blue."""
@@ -297,56 +234,6 @@ def painted(house: RunningPortico, alice: Client) -> str:
     env = wait_until(lambda: read_display(alice.uid, session_id), 20, "a display")
     alice.run("xsetroot", "-solid", f"#{BLUE:06x}", **alice.options(**env))
     return session_id
-
-
-@contextmanager
-def outer_display(alice: Client, folder: Path) -> Iterator[tuple[str, RfbClient]]:
-    """Run an X server of alice's own for a viewer to draw on; yield its name and eyes on it."""
-    eyes = folder / "eyes"
-    argv = ["Xtigervnc", "-displayfd", "1", "-rfbport", "-1", "-rfbunixpath", str(eyes), "-SecurityTypes", "None",
-            "-nolisten", "tcp", "-geometry", "1600x1000", "-depth", "24", "-ac"]  # fmt: skip
-    with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **alice.options()
-    ) as server:
-        try:
-            assert server.stdout is not None
-            display = f":{server.stdout.readline().strip()}"
-            with connect_unix(str(eyes), 20) as sock:
-                yield display, RfbClient(sock)
-        finally:
-            server.terminate()
-
-
-def count_blue(client: RfbClient) -> int:
-    return sum(pixel & 0xFFFFFF == BLUE for pixel in memoryview(bytes(client.pixels)).cast("I"))
-
-
-def is_mostly_blue(client: RfbClient) -> bool:
-    return count_blue(client) > 200_000
-
-
-def start_open(house: RunningPortico, alice: Client, *arguments: str, **env: str) -> subprocess.Popen[str]:
-    """Start `portico desktop open` as alice."""
-    more = alice.options(**house.get_env() | env | {"HOME": str(alice.home), "TMPDIR": "/tmp"})
-    argv = [*house.get_command(), "--run-dir", str(house.run_dir), "desktop", "open", *arguments]
-    return subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more
-    )
-
-
-def list_folders(alice: Client) -> list[Path]:
-    """Return the folders of alice's tunnels."""
-    return [path for path in Path("/tmp").glob("p-*") if path.stat().st_uid == alice.uid]
-
-
-def list_processes(alice: Client, pattern: str) -> list[int]:
-    """Return alice's processes whose command line matches."""
-    argv = ["pgrep", "-u", str(alice.uid), "-f", pattern]
-    return [int(pid) for pid in subprocess.run(argv, capture_output=True, text=True, check=False).stdout.split()]
-
-
-def wait_for_nothing_left(alice: Client) -> None:
-    wait_until(lambda: not list_folders(alice) and not list_processes(alice, "^ssh "), 10, "nothing left behind")
 
 
 def test_a_desktop_opens_in_the_real_viewer(house: RunningPortico, alice: Client, painted: str, scratch: Path) -> None:
@@ -410,12 +297,6 @@ def test_the_downloaded_file_and_the_pages_tunnel_lead_the_viewer_there(
                     viewer.terminate()
         finally:
             tunnel.terminate()
-
-
-def is_listened_on(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
 
 
 def test_a_window_comes_out_of_a_session_and_ports_lead_both_ways(

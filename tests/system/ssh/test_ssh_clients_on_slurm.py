@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rfb import RfbClient
 from running import RunningPortico, find_free_ports
 from slurm_site import Site
-from test_ssh_clients import STRICT, Client, set_up, start_open, wait_for_nothing_left
+from ssh_client import (
+    STRICT,
+    Client,
+    list_processes,
+    outer_display,
+    set_up,
+    start_open,
+    wait_for_nothing_left,
+)
 
 from portico.demo import DemoCluster
 
@@ -60,6 +72,23 @@ def test_ssh_copies_and_a_viewers_tunnel_reach_a_node(site: Site) -> None:
             opened.kill()
             print(opened.communicate()[0])
         wait_for_nothing_left(alice)
+
+        scratch = Path(tempfile.mkdtemp(prefix="pt-", dir="/tmp"))
+        os.chown(scratch, alice.uid, -1)
+        with outer_display(alice, scratch) as (display, eyes):
+            opened = start_open(site.house, alice, desktop, "--password", "--view-only", DISPLAY=display)
+            try:
+                eyes.wait(lambda client: client.count_colours() > 20, 60)
+                (viewer,) = list_processes(alice, "xtigervncviewer")
+                os.kill(viewer, signal.SIGTERM)
+                opened.wait(20)
+            finally:
+                opened.kill()
+                print(opened.communicate()[0])
+        wait_for_nothing_left(alice)
+        shutil.rmtree(scratch)
+        door = alice.run("ssh", *STRICT, target, "stat -c %a $PORTICO_SOCKET.password; pgrep -fc vnc_door.py").stdout
+        assert door.split() == ["600", "1"], "on the node, inside the job"
     finally:
         site.slurm.run("scancel", "--user", name, check=False)
         site.alice.http.post(f"/api/v1/sessions/{desktop}/stop")

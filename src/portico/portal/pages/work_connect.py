@@ -12,10 +12,10 @@ from portico.model import Identity, Reach, Session
 from portico.portal.context import Context, get_context, in_thread
 from portico.portal.pages.routers import Who, router
 from portico.portal.rendering import render
+from portico.sessions.vnc import VncPasswords
 from portico.ssh.authority import compute_fingerprint
 from portico.ssh.client import INCLUDE, KNOWN_HOSTS, Way, render_known_hosts, render_ssh_config
 from portico.ssh.inner import HOST_ALIAS
-from portico.sessions.vnc import VncPasswords
 from portico.ssh.viewer import choose_port, render_tigervnc, render_vnc
 
 VIEWER_FILES: Final = {"desktop.tigervnc": render_tigervnc, "desktop.vnc": render_vnc}
