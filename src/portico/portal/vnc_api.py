@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request
 
 from portico.portal.api import Who
 from portico.portal.context import get_context, identify
@@ -17,10 +17,9 @@ async def read_vnc_passwords(request: Request, who: Who, session_id: str) -> dic
 
 
 @router.post("/sessions/{session_id}/vnc-passwords", status_code=201)
-async def make_vnc_passwords(request: Request, response: Response, who: Who, session_id: str) -> dict[str, str]:
+async def make_vnc_passwords(request: Request, who: Who, session_id: str) -> dict[str, str]:
     """Give a desktop new VNC passwords, one for all and one for looking only; they are told this once."""
     made = await get_context(request).vnc.make_passwords(who, session_id)
-    response.headers["Cache-Control"] = "no-store"
     return {"full": made.full, "view_only": made.view_only}
 
 

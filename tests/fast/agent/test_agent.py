@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -473,3 +474,64 @@ def test_rubbish_ends_one_client_only(attach: Callable[..., Attached], rubbish: 
         pass
     good.send(b"i", b"echo fine-$((1+1))\n")
     good.wait(b"fine-2")
+
+
+# VNC passwords
+
+
+def ask_vnc(**args: Any) -> dict[str, Any]:
+    return server.OPERATIONS["vnc"]({"session": ID, **args})[0]
+
+
+def make_vnc_folder(script: str = 'python "$PORTICO_VNC_DOOR"') -> Folder:
+    folder = Folder(ID)
+    folder.make()
+    folder.write("job.sh", f"#!/bin/sh\n{script}\n")
+    return folder
+
+
+def test_vnc_passwords_are_written_for_their_user_alone_and_removed(home: Path) -> None:
+    if not shutil.which("tigervncpasswd"):
+        pytest.skip("not installed: tigervnc-tools; run ./portico test")
+    folder = make_vnc_folder()
+    assert ask_vnc() == {"takes": True, "has": False}
+    assert ask_vnc(passwords=["fullpass", "viewpass"]) == {"takes": True, "has": True}
+    path = Path(folder.path, "vnc-passwords")
+    # As TigerVNC's own program writes them.
+    assert path.read_bytes().hex() == "f14fc0231540cbc52b1990ff70c9ba81"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert ask_vnc(passwords=[]) == ask_vnc(passwords=[]) == {"takes": True, "has": False}
+
+
+def test_vnc_passwords_follow_no_link_and_no_odd_request(home: Path, tmp_path: Path) -> None:
+    folder = make_vnc_folder()
+    (tmp_path / "mine").write_text("kept")
+    Path(folder.path, "vnc-passwords").symlink_to(tmp_path / "mine")
+    ask_vnc(passwords=["fullpass", "viewpass"])
+    assert (tmp_path / "mine").read_text() == "kept"
+    for odd in (
+        ["a"],
+        ["fullpass"],
+        ["fullpass", "view\npas"],
+        ["fullpass", "éééééééé"],
+        ["fullpass"] * 3,
+        [1, 2],
+        "x",
+    ):
+        with pytest.raises(Invalid):
+            ask_vnc(passwords=odd)
+    make_vnc_folder("exec Xtigervnc -SecurityTypes None")
+    with pytest.raises(Conflict, match="takes no VNC passwords"):
+        ask_vnc(passwords=["fullpass", "viewpass"])
+
+
+def test_without_tigervncs_program_that_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_vnc_folder()
+    monkeypatch.setenv("PATH", str(home))
+    with pytest.raises(Unavailable) as caught:
+        ask_vnc(passwords=["fullpass", "viewpass"])
+    assert "tigervnc-tools" in caught.value.hint
+    (home / "vncpasswd").write_text("#!/bin/sh\nexit 3\n")
+    (home / "vncpasswd").chmod(0o700)
+    with pytest.raises(Unavailable, match="made no file"):
+        ask_vnc(passwords=["fullpass", "viewpass"])

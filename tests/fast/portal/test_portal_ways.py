@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from portal_rig import World, make_key
 
+from portico.errors import Unavailable
 from portico.model import SessionState, SshKey, now
 from portico.ssh.client import Way, render_known_hosts, render_ssh_config
 
@@ -154,3 +155,52 @@ def test_a_sessions_page_leads_there_once_it_is_ready(own_world: World) -> None:
     assert (
         f'href="/sessions/{session.id}/connect"' in own_world.ask("GET", f"/sessions/{session.id}", cookie=cookie).text
     )
+
+
+def test_vnc_passwords_are_shown_once_and_in_no_address(own_world: World) -> None:
+    add_key(own_world, "alice")
+    session, cookie = own_world.start("alice", "screen"), own_world.sign_in("alice")
+    path = f"/sessions/{session.id}/connect"
+    page = own_world.ask("GET", path, cookie=cookie).text
+    assert "Make VNC passwords" in page and "Remove them" not in page
+    answer = own_world.ask("POST", f"{path}/passwords", cookie=cookie)
+    assert answer.status_code == 200 and "no-store" in answer.headers["cache-control"]
+    commands = list_commands(answer.text)
+    made = [commands["full"], commands["view_only"]]
+    assert own_world.machine.passwords[session.id] == made
+    assert all(re.fullmatch("[a-zA-Z2-9]{8}", one) for one in made) and made[0] != made[1]
+    assert '<details id="viewer" open>' in answer.text
+    page = own_world.ask("GET", path, cookie=cookie).text
+    assert not any(one in page for one in made)
+    assert "can't be shown again" in page and "Make new VNC passwords" in page
+    again = list_commands(own_world.ask("POST", f"{path}/passwords", cookie=cookie).text)
+    assert again["full"] not in made
+    page = own_world.ask("POST", f"{path}/passwords/remove", cookie=cookie).text
+    assert "Make VNC passwords" in page and own_world.machine.passwords[session.id] == []
+    with own_world.store.read() as tx:
+        rows = [(one.action, one.detail) for one in tx.list_audit(10) if one.target == session.id]
+    assert rows[:3] == [("session:vnc-passwords", word) for word in ("removed", "made", "made")]
+
+
+def test_only_a_desktop_that_runs_has_vnc_passwords(own_world: World) -> None:
+    cookie = own_world.sign_in("alice")
+    for app, state in (("shell", SessionState.READY), ("screen", SessionState.QUEUED), ("screen", SessionState.ENDED)):
+        session = own_world.start("alice", app, state)
+        for method in ("GET", "POST", "DELETE"):
+            answer = own_world.ask(method, f"/api/v1/sessions/{session.id}/vnc-passwords", cookie=cookie)
+            assert answer.status_code == 409, (app, state, method)
+        page = own_world.ask("POST", f"/sessions/{session.id}/connect/passwords", cookie=cookie)
+        assert page.status_code == 409
+        assert session.id not in own_world.machine.passwords
+
+
+def test_passwords_that_can_not_be_taken_down_are_not_good(own_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, cookie = own_world.start("alice", "screen"), own_world.sign_in("alice")
+
+    def refuse(*args: object) -> None:
+        raise Unavailable("The database is locked.")
+
+    monkeypatch.setattr("portico.store.transaction.Transaction.add_audit", refuse)
+    answer = own_world.ask("POST", f"/api/v1/sessions/{session.id}/vnc-passwords", cookie=cookie)
+    assert answer.status_code == 503
+    assert own_world.machine.passwords[session.id] == []
