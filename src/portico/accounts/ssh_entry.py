@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from portico.accounts.ssh_failures import FailureRow
 from portico.config import Config
 from portico.errors import NotFound, PorticoError, Unavailable
 from portico.model import USER_NAME, SshConnection, UserState, now
@@ -136,6 +137,13 @@ class SshEntry:
                 if tx.find_ssh_certificate(accepted.user_name, accepted.serial):
                     tx.touch_ssh_certificate(accepted.serial, at, accepted.address)
             tx.add_audit(accepted.user_name, "ssh:sign-in", accepted.user_name, detail, accepted.address)
+
+    def record_failures(self, rows: Sequence[FailureRow]) -> None:
+        """Take down who was not let in."""
+        if rows:
+            with self._store.begin() as tx:
+                for row in rows:
+                    tx.add_audit("", "ssh:fail", row.names, row.detail, row.address)
 
     # what ends
 

@@ -7,6 +7,7 @@ they run as alone, and a connection to a session is given to whose it is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import pwd
@@ -20,12 +21,13 @@ from typing import Any, Final
 from portico import wire
 from portico.accounts import Accounts
 from portico.accounts.ssh_entry import Process, SshEntry
+from portico.accounts.ssh_failures import SshFailures
 from portico.config import SSH_ACCOUNT, Config
 from portico.errors import Forbidden, PorticoError, Refused
 from portico.model import SshConnection
 from portico.sessions.machine import read_boot_id
 from portico.sessions.ssh import SshSessions
-from portico.ssh.log import parse_line
+from portico.ssh.log import Accepted, Failed, parse_line
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class SshDoor:
         self._accounts = accounts
         self._entry = entry
         self._rooms = rooms
+        self._failures = SshFailures()
         self._open: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -126,13 +129,24 @@ class SshDoor:
         """Read what sshd says, from where the last portal stopped, until cancelled; forget what has ended."""
         mark = Path(self._config.state_dir) / "ssh-log-position"
         tail = LogTail(path, mark)
+        try:
+            await self._follow(tail)
+        finally:
+            with contextlib.suppress(PorticoError):
+                self._entry.record_failures(self._failures.take(everything=True))
+
+    async def _follow(self, tail: LogTail) -> None:
         tidy_at = 0.0
         while True:
             try:
                 for line in await asyncio.to_thread(tail.read):
                     # The supervisor puts a time before each line.
-                    if accepted := parse_line(line.partition(" ")[2]):
-                        await asyncio.to_thread(self._entry.record, accepted)
+                    match parse_line(line.partition(" ")[2]):
+                        case Accepted() as accepted:
+                            await asyncio.to_thread(self._entry.record, accepted)
+                        case Failed() as failed:
+                            self._failures.add(failed)
+                await asyncio.to_thread(self._entry.record_failures, self._failures.take())
                 if self._loop.time() >= tidy_at:
                     tidy_at = self._loop.time() + TIDY_S
                     await asyncio.to_thread(self._entry.tidy, self._is_there)

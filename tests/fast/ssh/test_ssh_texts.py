@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from portico.errors import Invalid
 from portico.ssh import inner
 from portico.ssh.front import Front, render_config, render_drop_in
-from portico.ssh.log import Accepted, parse_line
+from portico.ssh.log import Accepted, Failed, parse_line
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin") or ""
 needs_sshd = pytest.mark.skipif(not SSHD, reason="not installed: openssh-server; run ./portico test")
@@ -117,6 +117,36 @@ def test_who_was_let_in() -> None:
 ])  # fmt: skip
 def test_what_is_no_such_line(line: str) -> None:
     assert parse_line(line) is None
+
+
+@pytest.mark.parametrize(("line", "user_name", "address"), [
+    ("Connection closed by authenticating user nobody 127.0.0.1 port 54508 [preauth]", "nobody", "127.0.0.1"),
+    ("Connection reset by invalid user root 2001:db8::7 port 1 [preauth]", "root", "2001:db8::7"),
+    ("Disconnected from authenticating user alice fe80::1%eth0 port 22 [preauth]", "alice", "fe80::1%eth0"),
+    ("Disconnecting authenticating user a 192.0.2.1 port 5: Too many authentication failures [preauth]", "a", "192.0.2.1"),
+    ("Connection closed by invalid user  192.0.2.1 port 5 [preauth]", "", "192.0.2.1"),
+    # Names that look like what follows them.
+    ("Connection closed by invalid user bad 1.2.3.4 port 5 [preauth] 127.0.0.1 port 6 [preauth]", "bad 1.2.3.4 port 5 [preauth]", "127.0.0.1"),
+    ("Connection closed by invalid user a 1.2.3.4 port 5: b 127.0.0.1 port 6 [preauth]", "a 1.2.3.4 port 5: b", "127.0.0.1"),
+])  # fmt: skip
+def test_who_was_not_let_in(line: str, user_name: str, address: str) -> None:
+    assert parse_line(line) == Failed(user_name, address)
+
+
+@pytest.mark.parametrize("line", [
+    "Connection closed by user alice 127.0.0.1 port 5", "Disconnected from user alice 127.0.0.1 port 5",
+    "Connection closed by 127.0.0.1 port 5 [preauth]", "Invalid user alice from 127.0.0.1 port 5",
+    "Connection closed by invalid user " + "a" * 800,
+])  # fmt: skip
+def test_who_came_in_or_named_nobody_has_not_failed(line: str) -> None:
+    assert parse_line(line) is None
+
+
+@given(st.text(max_size=200))
+def test_whatever_a_stranger_calls_himself_his_address_is_known(name: str) -> None:
+    assert parse_line(f"Connection closed by invalid user {name} 192.0.2.9 port 77 [preauth]") == Failed(
+        name, "192.0.2.9"
+    )
 
 
 @given(st.text(max_size=200))

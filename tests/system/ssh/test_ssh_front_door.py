@@ -219,6 +219,37 @@ def test_the_log_and_the_audit_log_agree(alice: SshPerson) -> None:
     wait_until(count, 10, "the audit log")
 
 
+def test_failed_attempts_are_in_both_and_a_flood_is_a_few_rows(alice: SshPerson) -> None:
+    """As sshd's log has it: a hundred connections, as fast as they go, of a key that nobody knows and odd names."""
+    stranger, log = alice.make_key("stranger"), alice.house.state_dir / "log/sshd.log"
+    alice.add_key()
+    offset, last = log.stat().st_size, alice.house.admin().http.get("/api/v1/audit?limit=1").json()[0]["id"]
+    names = [alice.name, "root", "no such user 192.0.2.9 port 5 [preauth]", "Accepted publickey for root", "x" * 2000]
+    for _ in range(5):
+        started = []
+        for name in names * 4:
+            argv = alice.get_argv("true", key=stranger, options=("-b", "127.0.0.9", "-l", name))
+            argv[argv.index(f"{alice.name}@127.0.0.1")] = "127.0.0.1"
+            started.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        assert all(process.wait(60) == 255 for process in started)
+    assert alice.run("echo in").stdout == "in\n", "others come in meanwhile"
+    said = log.read_text(errors="replace")[offset:]
+    failed = [line for line in said.splitlines() if " Connection closed by " in line and " user " in line]
+    assert len(failed) == 100
+
+    def read() -> list[dict[str, str]]:
+        audit = alice.house.admin().http.get("/api/v1/audit?limit=200").json()
+        rows = [one for one in audit if one["action"] == "ssh:fail" and one["id"] > last]
+        return rows if sum(int(one["detail"].split()[0]) for one in rows) == 100 else []
+
+    rows = wait_until(read, 60, "all of them in the audit log")
+    assert len(rows) <= 8
+    assert {one["address"] for one in rows} == {"127.0.0.9"}, "whatever the names look like"
+    shown = " ".join(one["target"] for one in rows)
+    assert any(name[:20] in shown for name in names) and all(one["actor"] == "" for one in rows)
+    assert all(len(one["target"]) <= 100 and one["target"].isprintable() for one in rows)
+
+
 def test_connections_live_on_when_all_of_portico_is_killed(alice: SshPerson) -> None:
     key_id = alice.add_key()
     live = alice.open("cat")
