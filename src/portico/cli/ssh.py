@@ -24,6 +24,7 @@ from portico.cli.client import Client, Target, check_url
 from portico.cli.show import AsJson
 from portico.errors import Conflict, Forbidden, Invalid, TooMany, Unavailable
 from portico.ssh.authority import Listing, compute_fingerprint, read_certificate
+from portico.ssh.client import CERTIFIED, LOGIN, render_login
 
 ssh = typer.Typer(no_args_is_help=True, help="SSH certificates.")
 certificates = typer.Typer(no_args_is_help=True, help="Your SSH certificates.")
@@ -31,7 +32,6 @@ ssh.add_typer(certificates, name="certificates")
 
 COMMENT: Final = "portico-ssh-login"
 """Stands in keys that this command made: no other key is ever written over."""
-DEFAULT_FILE: Final = "~/.ssh/portico_ed25519"
 PROGRAM_TIMEOUT_S: Final = 60.0
 """Of ssh-keygen and ssh-add; an agent may ask its person."""
 COLUMNS: Final = {
@@ -44,7 +44,7 @@ COLUMNS: Final = {
 def login(
     context: typer.Context,
     agent: Annotated[bool, typer.Option("--agent", help="Give them to the SSH agent; no file is written.")] = False,
-    file: Annotated[Path, typer.Option("--file", help="Where the key goes; -cert.pub beside it.")] = Path(DEFAULT_FILE),
+    file: Annotated[Path, typer.Option("--file", help="Where the key goes; -cert.pub beside it.")] = Path(CERTIFIED),
     print_url: Annotated[bool, typer.Option("--print-url", help="Open no browser here.")] = False,
     url: Annotated[str, typer.Option("--url", help="Another machine's Portico; no token is needed.")] = "",
 ) -> None:
@@ -70,6 +70,11 @@ def login(
             else:
                 for end in ("", ".pub", "-cert.pub"):
                     os.replace(f"{key}{end}", f"{path}{end}")
+                if path == Path(CERTIFIED).expanduser():
+                    named = Path(folder) / LOGIN
+                    named.write_text(render_login())
+                    named.chmod(0o600)  # ssh takes no file that others may write
+                    os.replace(named, path.parent / LOGIN)
     except KeyboardInterrupt:
         show.tell("\nNothing was kept.")
         raise typer.Exit(130) from None

@@ -22,6 +22,8 @@ MARK: Final = "# Portico at "
 """How both files begin; what begins otherwise is somebody else's."""
 CERTIFIED: Final = "~/.ssh/portico_ed25519"
 """Where `portico ssh login` puts its key."""
+LOGIN: Final = "portico_login"
+"""The file by which ssh finds that key."""
 _HOST: Final = re.compile(r"[A-Za-z0-9:][A-Za-z0-9:._-]{0,252}\Z")
 """A name or an address: no % or blank, which ssh_config(5) reads, no * ? ! or comma, which known_hosts does."""
 _PROGRAM: Final = re.compile(r"/[A-Za-z0-9._/@+-]{1,200}\Z")
@@ -78,18 +80,25 @@ Host portico
     HostKeyAlias {render_alias(way.host)}
 Host *.portico
     HostKeyAlias {HOST_ALIAS}
-    ProxyCommand ssh -q -a -x portico {way.connect} %n
+    ProxyCommand ssh -a -x portico {way.connect} %n
     CheckHostIP no
 Host portico *.portico
     User {way.user_name}
     UserKnownHostsFile ~/.ssh/{KNOWN_HOSTS}
     StrictHostKeyChecking yes
-    IdentityFile {CERTIFIED}
-    IdentityFile ~/.ssh/id_ed25519
-    IdentityFile ~/.ssh/id_ecdsa
-    IdentityFile ~/.ssh/id_rsa
+    Include {LOGIN}
     ServerAliveInterval 30
 """
+
+
+def render_login() -> str:
+    """Return the file that `portico ssh login` adds: its key first, then those that ssh tries by itself.
+
+    It is a file of its own because ssh says of each key that is named and not there that it is not there; an Include
+    that is not there is nothing to it (ssh_config(5)).
+    """
+    files = (CERTIFIED, "~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
+    return "".join(f"IdentityFile {file}\n" for file in files)
 
 
 def render_known_hosts(way: Way) -> str:

@@ -31,7 +31,7 @@ def render_config(forwarding: str) -> str:
         "KbdInteractiveAuthentication no",
         "PermitUserEnvironment no",
         "PermitTunnel no",
-        "PrintMotd no",
+        "PrintMotd yes",  # of the machine that it runs on
         "PrintLastLog no",
         "MaxAuthTries 20",
         "LoginGraceTime 60",

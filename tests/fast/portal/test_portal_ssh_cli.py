@@ -93,7 +93,7 @@ def terminal(own_world: World, tmp_path_factory: pytest.TempPathFactory, monkeyp
     return Terminal(own_world, tmp_path_factory.mktemp("home"), monkeypatch)
 
 
-FILES = ["portico_ed25519", "portico_ed25519-cert.pub", "portico_ed25519.pub"]
+FILES = ["portico_ed25519", "portico_ed25519-cert.pub", "portico_ed25519.pub", "portico_login"]
 
 
 def test_a_file_gets_a_certificate_from_another_machine(terminal: Terminal) -> None:
@@ -102,6 +102,9 @@ def test_a_file_gets_a_certificate_from_another_machine(terminal: Terminal) -> N
     assert terminal.targets == [("http://localhost:8000", False)]
     assert terminal.list_left() == FILES
     assert stat.S_IMODE(terminal.file.stat().st_mode) == 0o600
+    named = terminal.file.with_name("portico_login")
+    assert named.read_text().splitlines()[0] == "IdentityFile ~/.ssh/portico_ed25519"
+    assert stat.S_IMODE(named.stat().st_mode) == 0o600
     assert stat.S_IMODE(terminal.file.parent.stat().st_mode) == 0o700
     listing = read_certificate(Path(f"{terminal.file}-cert.pub").read_text())
     assert listing.principals == ("alice",)

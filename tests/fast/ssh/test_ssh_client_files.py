@@ -59,7 +59,7 @@ def test_ssh_reads_it_as_it_is_meant(tmp_path: Path) -> None:
     assert front["hostkeyalias"] == "portico-hpc.example.org"
     assert "proxycommand" not in front
     inner = ask_ssh(path, "abc123.portico")
-    assert inner["proxycommand"] == "ssh -q -a -x portico /run/portico/ssh/connect %n"
+    assert inner["proxycommand"] == "ssh -a -x portico /run/portico/ssh/connect %n"
     assert (inner["user"], inner["hostkeyalias"]) == ("alice", "portico-session")
     for found in (front, inner):
         assert found["stricthostkeychecking"] == "true"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import shutil
@@ -33,15 +34,21 @@ from ssh_client import (
     wait_for_nothing_left,
 )
 
+from portico.cli.place import check_terminals
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+TERMS = "Use is for research alone.\n"
 
 
 @pytest.fixture(scope="module")
-def house(portico_factory: Callable[..., RunningPortico]) -> RunningPortico:
+def house(portico_factory: Callable[..., RunningPortico], tmp_path_factory: pytest.TempPathFactory) -> RunningPortico:
     """Return a Portico with an sshd of its own."""
     if not shutil.which("sshd", path="/usr/sbin:/usr/bin"):
         pytest.skip("sshd is not installed: run ./portico test")
-    return portico_factory({"ssh_port": find_free_ports()[0]})
+    terms = tmp_path_factory.mktemp("terms") / "banner"
+    terms.write_text(TERMS)
+    return portico_factory({"ssh_port": find_free_ports()[0], "ssh_banner": str(terms)})
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +130,18 @@ def test_the_systems_own_sshd_lets_the_same_keys_in(house: RunningPortico, alice
             sshd.terminate()
 
 
+def test_with_ssh_as_it_comes_nothing_is_said_but_the_terms(alice: Client, terminal: str) -> None:
+    """With no setting of a person's own about what ssh tells them."""
+    config = alice.home / ".ssh/config"
+    text = config.read_text()
+    try:
+        config.write_text("Include portico_config\n")
+        for target in ("portico", f"{terminal}.portico"):
+            assert alice.run("ssh", target, "true").stderr.replace("\r", "") == TERMS
+    finally:
+        config.write_text(text)
+
+
 def test_ssh_asks_nothing_and_is_where_the_session_is(alice: Client, terminal: str) -> None:
     assert alice.run("ssh", *STRICT, "portico", "id", "-un").stdout.strip() == alice.name
     assert alice.run("ssh", *STRICT, f"{terminal}.portico", "true").stderr == ""
@@ -133,6 +152,41 @@ def test_ssh_asks_nothing_and_is_where_the_session_is(alice: Client, terminal: s
     refused = alice.run("ssh", *STRICT, "nothing.portico", "true", check=False)
     assert refused.returncode == 255
     assert "You have no session 'nothing'" in refused.stderr
+
+
+def test_the_terms_and_the_message_of_the_day_are_shown(alice: Client, terminal: str) -> None:
+    """The terms before anybody is let in, as a warning of ssh's; the message of the day in a shell on a terminal."""
+    refused = alice.run("ssh", *STRICT, "-o", "LogLevel=INFO", "-o", "PubkeyAuthentication=no", "portico", check=False)
+    assert TERMS.strip() in refused.stderr
+    folder, message = Path("/run/motd.d"), f"Maintenance of {alice.name} on Monday."
+    existed = folder.exists()
+    folder.mkdir(mode=0o755, exist_ok=True)
+    path = folder / alice.name
+    path.write_text(f"{message}\n")
+    path.chmod(0o644)
+    try:
+        if "pam_motd" in Path("/etc/pam.d/sshd").read_text():
+            assert message in alice.run("ssh", *STRICT, "-tt", "portico", input="exit\n", stdin=None).stdout
+        assert message not in alice.run("ssh", *STRICT, "portico", "true").stdout, "not where a program reads"
+    finally:
+        path.unlink()
+        if not existed:
+            folder.rmdir()
+    if not check_terminals(Path("/proc/self/mounts").read_text(), grp.getgrnam("tty").gr_gid):
+        expected = Path("/etc/motd").read_text().strip().replace("\n", "\r\n")
+        assert expected in alice.run("ssh", *STRICT, "-tt", f"{terminal}.portico", input="exit\n", stdin=None).stdout
+
+
+def test_jumps_lead_on_from_the_front_door_and_from_inside_a_session(
+    house: RunningPortico, alice: Client, terminal: str
+) -> None:
+    """``ssh -J``: to this machine's own sshd again, which is whom the known hosts have by that name and port."""
+    front = dict(line.split(None, 1) for line in alice.run("ssh", "-G", "portico").stdout.splitlines() if " " in line)
+    there = ["-p", front["port"], "-o", f"HostKeyAlias={front['hostkeyalias']}", f"{alice.name}@127.0.0.1"]
+    known = ["-o", f"UserKnownHostsFile={alice.home}/.ssh/portico_known_hosts"]
+    for jump in ("portico", f"{terminal}.portico"):
+        shown = alice.run("ssh", *STRICT, *known, "-J", jump, *there, "echo over; echo $SSH_CONNECTION").stdout
+        assert shown.startswith("over\n127.0.0.1 "), jump
 
 
 @pytest.mark.parametrize(("missing", "target"), [("portico-", "portico"), ("@cert-authority ", "terminal.portico")])
