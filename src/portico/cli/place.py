@@ -331,9 +331,11 @@ def check_terminals(mounts: str, tty_gid: int) -> str:
         mounts: /proc/self/mounts.
         tty_gid: The group tty's.
     """
-    for line in mounts.splitlines():
+    for line in reversed(mounts.splitlines()):  # the last one hides those before
         _, where, kind, options = line.split()[:4]
-        if where == "/dev/pts" and kind == "devpts" and f"gid={tty_gid}" not in options.split(","):
+        if where == "/dev/pts" and kind == "devpts":
+            if f"gid={tty_gid}" in options.split(","):
+                return ""
             return (
                 "Interactive shells by SSH inside sessions will fail: /dev/pts is mounted without the group tty. "
                 f"root can mend it: mount -o remount,gid={tty_gid},mode=620 /dev/pts"

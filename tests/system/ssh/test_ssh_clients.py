@@ -173,7 +173,7 @@ def test_the_terms_and_the_message_of_the_day_are_shown(alice: Client, terminal:
         if not existed:
             folder.rmdir()
     if not check_terminals(Path("/proc/self/mounts").read_text(), grp.getgrnam("tty").gr_gid):
-        expected = Path("/etc/motd").read_text().strip().replace("\n", "\r\n")
+        expected = Path("/etc/motd").read_text().strip()
         assert expected in alice.run("ssh", *STRICT, "-tt", f"{terminal}.portico", input="exit\n", stdin=None).stdout
 
 
