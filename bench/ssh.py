@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "src"), str(ROOT / "benc
 import cluster  # noqa: E402
 import ssh_attack  # noqa: E402
 from running import RunningPortico, find_free_ports, wait_until  # noqa: E402
-from ssh_guest import SshGuest, run  # noqa: E402
+from ssh_person import SshPerson, run  # noqa: E402
 
 from portico.demo import DemoCluster  # noqa: E402
 from portico.model import Role, SshKey, UserState, now  # noqa: E402
@@ -63,7 +63,7 @@ class Site:
 
     house: RunningPortico
     slurm: DemoCluster
-    alice: SshGuest
+    alice: SshPerson
     here: str
     there: str
     plain_here: tuple[str, int]
@@ -96,12 +96,12 @@ class Site:
 
 
 def make_plain(
-    who: SshGuest, where: tuple[str, int], *command: str, program: str = "ssh", options: Sequence[str] = ()
+    who: SshPerson, where: tuple[str, int], *command: str, program: str = "ssh", options: Sequence[str] = ()
 ) -> list[str]:
     """Return the argv of ``ssh`` to a plain sshd; with ``scp``, the options alone."""
     host, port = where
     target = () if program == "scp" else (f"{who.name}@{host}",)
-    return [program, *who.options, "-P" if program == "scp" else "-p", str(port), *options, *target, *command]
+    return [program, *who.get_options(), "-P" if program == "scp" else "-p", str(port), *options, *target, *command]
 
 
 # what has to be there
@@ -167,7 +167,9 @@ def running_site(folder: Path) -> Iterator[Site]:
         there = person.start("terminal", cluster="demo", memory_gb=1, hours=1)["id"]
         person.wait(here)
         node = person.wait(there)["node_name"]
-        alice = SshGuest(house, "alice", port, folder, CIPHER)
+        alice = SshPerson(house, "alice", port, CIPHER)
+        stack.callback(alice.close)
+        alice.add_key()
         wheres = ("127.0.0.1", plain_port), (slurm.network.get_address(10 + int(node[1:])), plain_port)
         stack.enter_context(plain_sshd(house, alice.key, folder, wheres[0]))
         inside = ("nsenter", f"--net={slurm.network.get_namespace(node)}")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from ssh_guest import QUIET, SshGuest, make_key
+from ssh_person import QUIET, SshPerson, make_key
 
 STRANGER = "127.0.0.2"
 A_SECOND = 100
@@ -111,7 +111,7 @@ def stay_silent(port: int) -> Callable[[Strangers], None]:
     return work
 
 
-def watch(alice: SshGuest, seconds: float, strangers: contextlib.AbstractContextManager[object]) -> str:
+def watch(alice: SshPerson, seconds: float, strangers: contextlib.AbstractContextManager[object]) -> str:
     """Return how alice fares beside strangers: what she types comes back, and she comes in once more."""
     echoes, logins, failed = [], [], 0
     argv = alice.front("echo in; exec cat")
@@ -151,7 +151,7 @@ def watch(alice: SshGuest, seconds: float, strangers: contextlib.AbstractContext
     )
 
 
-def measure(alice: SshGuest, folder: Path, seconds: float) -> None:
+def measure(alice: SshPerson, folder: Path, seconds: float) -> None:
     """Print how alice fares, alone and beside strangers."""
     key = make_key(folder / "stranger_key")
     port, name = alice.port, alice.name

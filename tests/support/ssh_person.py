@@ -1,4 +1,7 @@
-"""A person with an SSH client: keys, a folder for ssh's own files, and the real OpenSSH programs."""
+"""A person with an SSH client: keys, a folder for ssh's own files, and the real OpenSSH programs. For tests and benchmarks.
+
+Nothing is set up in anybody's home: each command says all. Who has set ssh up as Portico says is in ssh_client.py.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,12 @@ from person import Person
 from running import RunningPortico
 
 from portico.cli.sshd_process import find_sshd
+
+QUIET = (
+    "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+    "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=20",
+)  # fmt: skip
+"""Nothing of this machine's own SSH, and no questions."""
 
 
 def find_reason_to_skip() -> str:
@@ -37,14 +47,16 @@ class SshPerson:
         house: The Portico.
         name: The user, without the Portico's prefix.
         port: Of its sshd.
+        cipher: The one to use, of both connections; empty: OpenSSH's choice.
     """
 
-    def __init__(self, house: RunningPortico, name: str, port: int) -> None:
+    def __init__(self, house: RunningPortico, name: str, port: int, cipher: str = "") -> None:
         self.house, self.port = house, port
         self.browser: Person = house.user(name)
         self.name = house.get_name(name)
         self.folder = Path(tempfile.mkdtemp(prefix="pt-ssh-"))
         self.key = self.make_key("id_ed25519")
+        self._cipher = ("-c", cipher) if cipher else ()
         self._processes: list[subprocess.Popen[str]] = []
 
     def close(self) -> None:
@@ -59,9 +71,7 @@ class SshPerson:
 
     def make_key(self, name: str, kind: str = "ed25519") -> Path:
         """Make a key pair; return the private one's path."""
-        path = self.folder / name
-        subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", name, "-f", str(path)], check=True)
-        return path
+        return make_key(self.folder / name, kind)
 
     def add_key(self, path: Path | None = None, **more: Any) -> int:
         """Add a key on the account page's API; return its id."""
@@ -82,32 +92,46 @@ class SshPerson:
 
     def get_options(self, key: Path | None = None) -> list[str]:
         """Return ssh's options for the front door, without where to go."""
-        return [
-            "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-            "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=20", "-i", str(key or self.key),
-        ]  # fmt: skip
+        return [*QUIET, *self._cipher, "-i", str(key or self.key)]
 
-    def get_way(self, key: Path | None = None) -> list[str]:
-        """Return the option that leads into sessions."""
-        front = " ".join([*self.get_options(key), "-p", str(self.port), f"{self.name}@127.0.0.1"])
-        return ["-o", f"ProxyCommand=ssh {front} {self.house.run_dir}/ssh/connect %n"]
+    def front(
+        self, *command: str, program: str = "ssh", options: Sequence[str] = (), key: Path | None = None
+    ) -> list[str]:
+        """Return the argv of ``ssh`` to this machine; of scp and sftp without where to go."""
+        is_ssh = program == "ssh"
+        port = ("-p" if is_ssh else "-P", str(self.port))
+        target = (f"{self.name}@127.0.0.1",) if is_ssh else ()
+        return [program, *self.get_options(key), *port, *options, *target, *command]
+
+    def session(
+        self,
+        session_id: str,
+        *command: str,
+        program: str = "ssh",
+        options: Sequence[str] = (),
+        key: Path | None = None,
+    ) -> list[str]:
+        """Return the argv of ``ssh SESSION.portico``; of scp and sftp without where to go."""
+        way = f"ProxyCommand={' '.join(self.front(key=key))} {self.house.run_dir}/ssh/connect %n"
+        target = (f"{self.name}@{session_id}.portico",) if program == "ssh" else ()
+        return [program, *self.get_options(key), "-o", way, *options, *target, *command]
+
+    def name_in(self, session_id: str, path: str) -> str:
+        """Return how scp is told a file of a session, or of this machine."""
+        return f"{self.name}@{f'{session_id}.portico' if session_id else '127.0.0.1'}:{path}"
 
     def run(
         self, *words: str, session: str = "", key: Path | None = None, options: tuple[str, ...] = (), **more: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run a command at the front door, or in a session."""
-        return subprocess.run(
-            self.get_argv(*words, session=session, key=key, options=options),
-            **({"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL} | more),
-        )
+        return run(self.get_argv(*words, session=session, key=key, options=options), **more)
 
     def get_argv(
         self, *words: str, session: str = "", key: Path | None = None, options: tuple[str, ...] = ()
     ) -> list[str]:
         """Return ssh's argv for that."""
-        way = self.get_way(key) if session else ["-p", str(self.port)]
-        place = f"{self.name}@{session}.portico" if session else f"{self.name}@127.0.0.1"
-        return ["ssh", *self.get_options(key), *way, *options, place, *words]
+        more: dict[str, Any] = {"key": key, "options": options}
+        return self.session(session, *words, **more) if session else self.front(*words, **more)
 
     def open(
         self, *words: str, session: str = "", key: Path | None = None, options: tuple[str, ...] = (), **more: Any
@@ -121,13 +145,22 @@ class SshPerson:
 
     def copy(self, *words: str, program: str = "scp", session: str = "") -> subprocess.CompletedProcess[str]:
         """Run scp or sftp; ``@`` before a path in ``words`` is the place."""
-        way = self.get_way() if session else ["-P", str(self.port)]
-        place = f"{self.name}@{session}.portico" if session else f"{self.name}@127.0.0.1"
-        shown = [f"{place}:{word[1:]}" if word.startswith("@") else word for word in words]
-        return subprocess.run(
-            [program, *self.get_options(), *way, *shown], capture_output=True, text=True, timeout=60, check=False,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        shown = [self.name_in(session, word[1:]) if word.startswith("@") else word for word in words]
+        return run(self.session(session, *shown, program=program) if session else self.front(*shown, program=program))
+
+
+def make_key(path: Path, kind: str = "ed25519") -> Path:
+    """Make a key pair; return the private one's path."""
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", path.name, "-f", str(path)], check=True)
+    return path
+
+
+def run(argv: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run something to its end; the caller looks at how that was."""
+    return subprocess.run(
+        argv, **{"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL, "check": False}
+        | more,
+    )  # fmt: skip
 
 
 def read_line(process: subprocess.Popen[str], timeout_s: float = 30) -> str:

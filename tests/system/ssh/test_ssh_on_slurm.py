@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from running import RunningPortico, find_free_ports, wait_until
 from slurm_site import Site, make_site
-from ssh_guest import SshGuest, run
+from ssh_person import SshPerson, run
 
 from portico.demo import DemoCluster
 
@@ -29,8 +29,8 @@ class Way:
     """A session of alice's on a node, and who would like to get in."""
 
     site: Site
-    alice: SshGuest
-    bob: SshGuest
+    alice: SshPerson
+    bob: SshPerson
     session_id: str
     node: str
 
@@ -47,17 +47,21 @@ class Way:
 
 @pytest.fixture(scope="module")
 def people(
-    portico_factory: Callable[..., RunningPortico], slurm: DemoCluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Site, SshGuest, SshGuest]]:
+    portico_factory: Callable[..., RunningPortico], slurm: DemoCluster
+) -> Iterator[tuple[Site, SshPerson, SshPerson]]:
     port, *_ = find_free_ports()
     site = make_site(portico_factory, slurm, ssh_port=port)
-    folder = tmp_path_factory.mktemp("ssh")
-    yield site, SshGuest(site.house, "alice", port, folder), SshGuest(site.house, "bob", port, folder)
+    alice, bob = (SshPerson(site.house, name, port) for name in ("alice", "bob"))
+    for person in (alice, bob):
+        person.add_key()
+    yield site, alice, bob
     site.cancel_jobs()
+    for person in (alice, bob):
+        person.close()
 
 
 @pytest.fixture
-def way(people: tuple[Site, SshGuest, SshGuest]) -> Iterator[Way]:
+def way(people: tuple[Site, SshPerson, SshPerson]) -> Iterator[Way]:
     site, alice, bob = people
     session = site.start_ready()
     yield Way(site, alice, bob, session["id"], session["node_name"])
