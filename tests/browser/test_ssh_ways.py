@@ -38,6 +38,23 @@ def test_ways_are_shown_copied_and_downloaded(
     download.value.save_as(tmp_path / "config")
     assert f"User {house.get_name('alice')}" in (tmp_path / "config").read_text()
 
+    # VNC passwords: made in the dialog, shown once, copied, made anew after a question, removed.
+    dialog.locator("summary", has_text="A VNC viewer").click()
+    dialog.get_by_role("button", name="Make VNC passwords").click()
+    expect(dialog).to_contain_text("shown only now")
+    password = dialog.locator("#copy-full").inner_text()
+    expect(dialog.locator(".copy", has=alice.page.locator("#copy-full")).get_by_role("button")).to_be_focused()
+    alice.page.keyboard.press("Enter")
+    alice.page.wait_for_function("text => navigator.clipboard.readText().then((found) => found === text)", arg=password)
+    alice.page.once("dialog", lambda question: question.accept())
+    dialog.get_by_role("button", name="Make new VNC passwords").click()
+    expect(dialog.locator("#copy-full")).not_to_have_text(password)
+    alice.page.once("dialog", lambda question: question.accept())
+    dialog.get_by_role("button", name="Remove them").click()
+    expect(dialog.get_by_role("button", name="Make VNC passwords")).to_be_visible()
+    expect(dialog.locator("#copy-full")).to_have_count(0)
+    expect(alice.page.locator("[data-link]")).to_have_text("connected")
+
     alice.page.set_viewport_size({"width": 390, "height": 844})
     alice.go(f"/sessions/{session_id}/connect")
     for summary in alice.page.locator("details:not([open]) > summary").all()[::-1]:
