@@ -23,7 +23,7 @@ def test_ways_are_shown_copied_and_downloaded(
     alice.page.click("text=Ways in")
     dialog = alice.page.locator("dialog")
     expect(dialog).to_contain_text("You have no SSH key that is good now")
-    expect(dialog.get_by_role("link", name="your account page")).to_have_attribute("href", "/account#keys")
+    expect(dialog.get_by_role("link", name="your account page").first).to_have_attribute("href", "/account#keys")
     # The desktop goes on behind it.
     expect(alice.page.locator("[data-link]")).to_have_text("connected")
     alice.context.grant_permissions(["clipboard-read", "clipboard-write"])

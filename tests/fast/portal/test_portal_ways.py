@@ -204,3 +204,13 @@ def test_passwords_that_can_not_be_taken_down_are_not_good(own_world: World, mon
     answer = own_world.ask("POST", f"/api/v1/sessions/{session.id}/vnc-passwords", cookie=cookie)
     assert answer.status_code == 503
     assert own_world.machine.passwords[session.id] == []
+
+
+def test_the_first_time_begins_with_a_key_where_keys_are_taken(own_world: World, tmp_path: Path) -> None:
+    page = show(own_world)
+    assert list_commands(page)["key"].splitlines()[0] == "ssh-keygen -t ed25519"
+    assert "PuTTYgen" in page
+    (tmp_path / "other").mkdir()
+    world = World(tmp_path / "other", ssh_keys=False)
+    assert "key" not in list_commands(show(world))
+    world.close()
