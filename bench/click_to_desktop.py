@@ -55,6 +55,8 @@ def measure_by_hand(app: Path, user: str, install_dir: Path) -> float:
             "PORTICO_MEMORY_BYTES": str(2 << 30),
             "PORTICO_FORM_GEOMETRY": "1280x800",
             "PORTICO_TERMINAL": str(ROOT / "src/portico/agent/terminal.py"),
+            "PORTICO_VNC_DOOR": str(ROOT / "src/portico/agent/vnc_door.py"),
+            "PORTICO_VNC_PASSWORDS": f"{folder}/vnc-passwords",
             "PORTICO_PYTHON": f"{install_dir}/venv/bin/python",
             "PORTICO_APPS": str(install_dir),
         }

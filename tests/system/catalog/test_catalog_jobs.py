@@ -113,12 +113,14 @@ def start(alice: Account, tmp_path: Path) -> Iterator[Callable[..., Job]]:
                 os.chown(alice.home / path, alice.uid, gid)
         runtime.mkdir(mode=0o700)
         os.chown(runtime, alice.uid, gid)
+        programs = next(INSTALL_DIR.glob("venv/lib/python*/site-packages/portico/agent"))
         env = {
             "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(alice.home), "USER": alice.name, "LOGNAME": alice.name,
             "SHELL": "/bin/bash", "LANG": "C.UTF-8", "XDG_RUNTIME_DIR": str(alice.runtime), "PORTICO_SESSION": session,
             "PORTICO_SESSION_DIR": str(folder), "PORTICO_SOCKET": str(runtime / "app.sock"),
             "PORTICO_BASE_PATH": f"/s/{session}/", "PORTICO_CORES": "1", "PORTICO_MEMORY_BYTES": "2000000000",
-            "PORTICO_TERMINAL": str(next(INSTALL_DIR.glob("venv/lib/python*/site-packages/portico/agent/terminal.py"))),
+            "PORTICO_TERMINAL": str(programs / "terminal.py"), "PORTICO_VNC_DOOR": str(programs / "vnc_door.py"),
+            "PORTICO_VNC_PASSWORDS": str(folder / "vnc-passwords"),
             "PORTICO_PYTHON": str(INSTALL_DIR / "venv/bin/python"), "PORTICO_APPS": str(INSTALL_DIR),
             **{f"PORTICO_FORM_{name.upper()}": value for name, value in form.items()},
         }  # fmt: skip
