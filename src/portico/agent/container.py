@@ -38,7 +38,12 @@ PASSED = re.compile(
     r"|(?:PORTICO|SLURM)_[A-Z0-9_]+"
 )
 """What reaches the program of the session's variables."""
-OUTSIDE = frozenset({"PORTICO_PYTHON", "PORTICO_TERMINAL", "PORTICO_APPS", "PORTICO_CONTAINER"})
+OUTSIDE = frozenset(
+    {
+        *("PORTICO_PYTHON", "PORTICO_TERMINAL", "PORTICO_APPS", "PORTICO_CONTAINER"),
+        *("PORTICO_VNC_DOOR", "PORTICO_VNC_PASSWORDS"),
+    }
+)
 """Paths of the host, which lead nowhere inside."""
 UNFIT = re.compile(r"[:,\\\"'\n\0]")
 """Characters with a meaning in what --bind and --home take."""

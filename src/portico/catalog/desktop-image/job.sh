@@ -79,12 +79,14 @@ unset cookie
 display_pipe=$runtime/display
 mkfifo "$display_pipe"
 Xtigervnc -displayfd 3 3>"$display_pipe" \
-    -rfbport -1 -rfbunixpath "$PORTICO_SOCKET" -rfbunixmode 0600 -SecurityTypes None -UseBlacklist 0 \
+    -rfbport -1 -rfbunixpath "$PORTICO_SOCKET" -rfbunixmode 0600 -UseBlacklist 0 \
+    -SecurityTypes None,VncAuth -PasswordFile "$PORTICO_VNC_PASSWORDS" \
     -nolisten tcp -auth "$XAUTHORITY" \
     -AlwaysShared -AcceptSetDesktopSize -geometry "${PORTICO_FORM_GEOMETRY:-1280x800}" -depth 24 \
     -desktop "$USER" -s 0 -dpms -noreset &
 server=$!
-trap 'kill "$server" 2>/dev/null || true' EXIT
+door=
+trap 'kill $server $door 2>/dev/null || true; rm -f "$PORTICO_VNC_PASSWORDS"' EXIT
 trap 'exit 143' TERM
 if ! read -r display <"$display_pipe" || [ -z "$display" ]; then
     echo "The X server did not start." >&2
@@ -92,6 +94,11 @@ if ! read -r display <"$display_pipe" || [ -z "$display" ]; then
 fi
 rm -f "$display_pipe"
 export DISPLAY=":$display"
+
+# For viewers that want a password, $PORTICO_SOCKET.password. Without any passwords it lets nobody in; who gets to
+# $PORTICO_SOCKET itself has been asked already.
+"$PORTICO_PYTHON" -I "$PORTICO_VNC_DOOR" --desktop "$PORTICO_SOCKET" --passwords "$PORTICO_VNC_PASSWORDS" &
+door=$!
 
 vncconfig -nowin 2>/dev/null & # older clients' clipboard; the server has its own
 xsetroot -solid '#31505c' 2>/dev/null || true
