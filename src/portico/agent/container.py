@@ -39,10 +39,7 @@ PASSED = re.compile(
 )
 """What reaches the program of the session's variables."""
 OUTSIDE = frozenset(
-    {
-        *("PORTICO_PYTHON", "PORTICO_TERMINAL", "PORTICO_APPS", "PORTICO_CONTAINER"),
-        *("PORTICO_VNC_DOOR", "PORTICO_VNC_PASSWORDS"),
-    }
+    f"PORTICO_{name}" for name in ("PYTHON", "TERMINAL", "APPS", "CONTAINER", "VNC_DOOR", "VNC_PASSWORDS")
 )
 """Paths of the host, which lead nowhere inside."""
 UNFIT = re.compile(r"[:,\\\"'\n\0]")
