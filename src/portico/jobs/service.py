@@ -245,8 +245,8 @@ class Jobs:
         return job
 
     async def _find_in_queue(self, cluster: Cluster, job_id: str) -> Job | None:
-        queue, _ = await self._read_queue(cluster)
-        return next((job for job in queue.jobs if job_id in (job.id, job.shown_id)), None)
+        _, index = await self._read_queue(cluster)
+        return index.find(job_id)
 
     async def _find_new(self, cluster: Cluster, job_id: str) -> Job | None:
         """Return a job that was submitted just now, and that the queue's last answer does not have yet."""

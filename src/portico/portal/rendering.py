@@ -82,6 +82,7 @@ _environment = Environment(
     loader=PackageLoader("portico.portal"),
     autoescape=select_autoescape(default=True, default_for_string=True),
     undefined=StrictUndefined,
+    auto_reload=False,  # else each page asks the disk for the age of every template
     trim_blocks=True,
     lstrip_blocks=True,
 )

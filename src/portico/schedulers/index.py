@@ -7,15 +7,20 @@ with ``user_name``.
 from __future__ import annotations
 
 import enum
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Final
 
 from portico.schedulers.protocol import Job, JobState
 
 PAGE_LIMIT: Final = 500
+FEW: Final = 8
+"""Where a search finds less than one job in so many, those are sorted, and not the whole table looked through."""
 
 
 class Column(enum.StrEnum):
@@ -43,19 +48,19 @@ _ORDER: Final = {JobState.RUNNING: 0, JobState.QUEUED: 1, JobState.ENDED: 2}
 _VALUES: Final[dict[Column, Callable[[Job], Any]]] = {
     Column.ID: lambda job: (int(job.id), "") if job.id.isdecimal() else (0, job.id),
     Column.NAME: lambda job: job.name.casefold(),
-    Column.USER: lambda job: job.user_name,
+    Column.USER: attrgetter("user_name"),
     Column.STATE: lambda job: (_ORDER[job.state], job.word),
-    Column.PARTITION: lambda job: job.partition,
-    Column.ACCOUNT: lambda job: job.account,
-    Column.CORES: lambda job: job.cores,
-    Column.NODES: lambda job: job.nodes,
-    Column.LIMIT: lambda job: job.limit_s,
-    Column.USED: lambda job: job.used_s,
-    Column.SUBMITTED: lambda job: job.submitted,
-    Column.STARTED: lambda job: job.started,
-    Column.ENDS: lambda job: job.ends,
+    Column.PARTITION: attrgetter("partition"),
+    Column.ACCOUNT: attrgetter("account"),
+    Column.CORES: attrgetter("cores"),
+    Column.NODES: attrgetter("nodes"),
+    Column.LIMIT: attrgetter("limit_s"),
+    Column.USED: attrgetter("used_s"),
+    Column.SUBMITTED: attrgetter("submitted"),
+    Column.STARTED: attrgetter("started"),
+    Column.ENDS: attrgetter("ends"),
     Column.POSITION: lambda job: job.position or None,
-    Column.PRIORITY: lambda job: job.priority,
+    Column.PRIORITY: attrgetter("priority"),
 }
 
 
@@ -90,12 +95,15 @@ class JobIndex:
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._jobs = tuple(jobs)
-        self._orders: dict[tuple[Column, bool], tuple[Job, ...]] = {}
-        self._texts: dict[str, str] | None = None
+        self._orders: dict[tuple[Column, bool], Sequence[Job]] = {}
         self._counts: dict[tuple[JobFilter, str], dict[str, int]] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def find(self, job_id: str) -> Job | None:
+        """Return the job with that id, or that people know by it: ``13_7`` of an array."""
+        return self._by_id.get(job_id)
 
     def find_page(
         self,
@@ -107,7 +115,14 @@ class JobIndex:
         limit: int = 50,
     ) -> Page:
         """Return a page. Jobs without a value in the column come last, either way; ties are in order of their ids."""
-        found = self._filter(self._sort(column, descending), wanted)
+        if wanted.user_name is not None:
+            own, wanted = self._own.get(wanted.user_name, NOTHING), replace(wanted, user_name=None)
+            return own.find_page(wanted, column, descending=descending, offset=offset, limit=limit)
+        few = self._find_few(wanted.text.casefold().split())
+        if few is None:
+            found = _filter(self._sort(column, descending), wanted)
+        else:
+            found = _sort(_filter(few, wanted), column, descending)
         offset, limit = max(0, offset), max(1, min(limit, PAGE_LIMIT))
         return Page(tuple(found[offset : offset + limit]), len(found), offset)
 
@@ -115,44 +130,85 @@ class JobIndex:
         """Return how many of the filtered jobs have which value of an attribute, e.g. ``partition``."""
         key = wanted, name
         if key not in self._counts:
-            self._counts[key] = dict(Counter(map(attrgetter(name), self._filter(self._jobs, wanted))))
+            found: Sequence[Job] = self._jobs
+            if wanted.user_name is not None:
+                found = self._own.get(wanted.user_name, NOTHING)._jobs
+            self._counts[key] = dict(Counter(map(attrgetter(name), _filter(found, wanted))))
         return self._counts[key]
 
-    def _sort(self, column: Column, descending: bool) -> tuple[Job, ...]:
-        order = self._orders.get((column, descending))
-        if order is None:
-            value = _VALUES[column]
-            by_id = sorted(self._jobs, key=_VALUES[Column.ID])
-            keyed = [(value(job), job) for job in by_id]
-            rest = [job for key, job in keyed if key is None]
-            found = sorted((pair for pair in keyed if pair[0] is not None), key=lambda p: p[0], reverse=descending)
-            order = self._orders[(column, descending)] = tuple([job for _, job in found] + rest)
-        return order
+    @cached_property
+    def _own(self) -> dict[str, JobIndex]:
+        """A table for each user: most tables are of one's own jobs."""
+        jobs: dict[str, list[Job]] = {}
+        for job in self._jobs:
+            jobs.setdefault(job.user_name, []).append(job)
+        return {name: JobIndex(own) for name, own in jobs.items()}
 
-    def _filter(self, jobs: Sequence[Job], wanted: JobFilter) -> Sequence[Job]:
-        found = jobs
-        # One pass for each condition that is set: most tables have one or two.
-        if wanted.user_name is not None:
-            found = [job for job in found if job.user_name == wanted.user_name]
-        if wanted.states:
-            found = [job for job in found if job.state in wanted.states]
-        for name in ("partition", "account", "qos"):
-            if value := getattr(wanted, name):
-                take = attrgetter(name)
-                found = [job for job in found if take(job) == value]
-        if wanted.held is not None:
-            found = [job for job in found if job.held is wanted.held]
-        if words := wanted.text.casefold().split():
-            texts = self._get_texts()
-            for word in words:
-                found = [job for job in found if word in texts[job.id]]
+    @cached_property
+    def _by_id(self) -> dict[str, Job]:
+        found = {job.shown_id: job for job in self._jobs}
+        return found | {job.id: job for job in self._jobs}
+
+    @cached_property
+    def _in_order(self) -> list[Job]:
+        return sorted(self._jobs, key=_VALUES[Column.ID])
+
+    def _sort(self, column: Column, descending: bool) -> Sequence[Job]:
+        key = column, descending
+        if key not in self._orders:
+            self._orders[key] = _sort(self._in_order, column, descending, in_order=True)
+        return self._orders[key]
+
+    @cached_property
+    def _text(self) -> tuple[str, list[int]]:
+        """What is searched, of all jobs in one, and where each job's begins; made when somebody searches."""
+        texts = [job.search_text for job in self._jobs]
+        return "\0".join(texts), list(accumulate((len(text) + 1 for text in texts), initial=0))
+
+    def _find_few(self, words: list[str]) -> list[Job] | None:
+        """Return the jobs with the rarest of these words; None where that is no rare one, or there is none.
+
+        One search through all texts at once costs a tenth of a look at each job.
+        """
+        if not words:
+            return None
+        text, begins = self._text
+        word = min(words, key=text.count)
+        if text.count(word) * FEW > len(self._jobs):
+            return None
+        found, at = [], text.find(word)
+        while at >= 0:
+            number = bisect_right(begins, at) - 1
+            found.append(self._jobs[number])
+            at = text.find(word, begins[number + 1])
         return found
 
-    def _get_texts(self) -> dict[str, str]:
-        """Return what is searched of each job, by its id; made when somebody searches."""
-        if self._texts is None:
-            self._texts = {}
-            for job in self._jobs:
-                parts = (job.id, job.shown_id, job.name, job.user_name, job.account, job.partition, *job.node_names)
-                self._texts[job.id] = "\n".join((*parts, job.word, job.waiting_for, job.detail)).casefold()
-        return self._texts
+
+NOTHING: Final = JobIndex(())
+
+
+def _sort(jobs: Sequence[Job], column: Column, descending: bool, *, in_order: bool = False) -> Sequence[Job]:
+    value = _VALUES[column]
+    by_id = jobs if in_order else sorted(jobs, key=_VALUES[Column.ID])
+    try:
+        return sorted(by_id, key=value, reverse=descending)
+    except TypeError:  # some have None there
+        having = [job for job in by_id if value(job) is not None]
+        return sorted(having, key=value, reverse=descending) + [job for job in by_id if value(job) is None]
+
+
+def _filter(jobs: Sequence[Job], wanted: JobFilter) -> Sequence[Job]:
+    """Return the jobs that a filter lets through, whosever they are."""
+    found = jobs
+    # One pass for each condition that is set: most tables have one or two.
+    if wanted.states:
+        found = [job for job in found if job.state in wanted.states]
+    for name in ("partition", "account", "qos"):
+        if value := getattr(wanted, name):
+            take = attrgetter(name)
+            found = [job for job in found if take(job) == value]
+    if wanted.held is not None:
+        found = [job for job in found if job.held is wanted.held]
+    for word in wanted.text.casefold().split():
+        found = [job for job in found if word in job.search_text]
+    return found

@@ -90,7 +90,8 @@ class SlurmScheduler:
         self._own = OwnJobs(spool, self._console, operator, clock, timer)
         self._operator = operator
         self._timer = timer
-        self._queue = Kept(lambda: self._console.do(None, queue.list_queue()), interval_s, timer)
+        memory = queue.Memory()
+        self._queue = Kept(lambda: self._console.do(None, queue.list_queue(memory=memory)), interval_s, timer)
         self._nodes = Kept(self._ask_nodes, NODES_INTERVAL_S, timer)
         self._accounts = Kept(self._ask_accounts, ACCOUNTS_INTERVAL_S, timer)
         self._histories: Shelf[str | None, tuple[datetime, Kept[list[Job]]]] = Shelf(HISTORIES)
