@@ -42,6 +42,9 @@ class ClusterConfig:
     programs: str = setting("", "Folder with sbatch, squeue and the others; by default they are on the PATH.")
     interval_s: float = setting(2.0, "Time between two questions about its queue, however many people look.")
     operator: bool = setting(False, "Whether Portico's own account is an operator there, who may lengthen jobs.")
+    requeue: bool = setting(
+        False, "Whether its sessions begin again elsewhere when their node fails or is needed; otherwise they end."
+    )
     partition: str = setting("", "Partition of sessions where a form names none; by default the cluster's own.")
     relay_host: str = setting("", "Name or address by which its nodes reach this machine; by default `host`.")
     python: str = setting("/usr/bin/python3", "Python on its nodes, 3.9 or later, for the relay.")

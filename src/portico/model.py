@@ -209,6 +209,9 @@ class Session:
 
     ``ends`` is None until it has started. ``detail`` completes ``reason`` for people, e.g. the exit status.
     ``waiting_for`` says what a queued or starting session waits for.
+
+    ``restarts`` counts how often its cluster has put it back into the queue and begun it again; ``put_back`` says why
+    it did so last, as the rest of "It was put back into the queue: …".
     """
 
     id: str
@@ -234,6 +237,8 @@ class Session:
     node_name: str = ""
     position: int = 0
     expected_start: datetime | None = None
+    restarts: int = 0
+    put_back: str = ""
 
     @property
     def base_path(self) -> str:
@@ -263,6 +268,7 @@ class NoticeKind(enum.StrEnum):
 
     READY = "ready"
     ENDING = "ending"
+    AGAIN = "again"  # it was put back into the queue
     ENDED = "ended"  # with trouble
     DONE = "done"
     MESSAGE = "message"  # from the organiser of an event

@@ -15,14 +15,17 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from portico.demo import DemoCluster
 
 
-def make_site(start: Callable[..., RunningPortico], slurm: DemoCluster, **settings: Any) -> Site:
+def make_site(start: Callable[..., RunningPortico], slurm: DemoCluster, more: str = "", **settings: Any) -> Site:
     """Start a Portico with this cluster, and with alice and bob.
 
     Args:
         start: What ``portico_factory`` returns.
+        more: More lines of the cluster's table.
         settings: Lines of its configuration file.
     """
-    table = f'[clusters.demo]\ntitle = "Demo cluster"\nconf = "{slurm.conf}"\nrelay_host = "{slurm.host_address}"'
+    table = (
+        f'[clusters.demo]\ntitle = "Demo cluster"\nconf = "{slurm.conf}"\nrelay_host = "{slurm.host_address}"\n{more}'
+    )
     house = start(settings, tables=table)
     alice, bob = house.user("alice"), house.user("bob")
     for name, person in (("alice", alice), ("bob", bob)):  # the first try makes the POSIX account

@@ -68,6 +68,8 @@ def render_slurm(site: Site) -> str:
         "AccountingStoreFlags=job_comment,job_script",
         "PriorityType=priority/multifactor",
         "PriorityWeightAge=1000",
+        "PreemptType=preempt/partition_prio",
+        "PreemptMode=REQUEUE",
         "EnforcePartLimits=ALL",
         "MaxJobCount=25000",
         "MaxArraySize=20001",
@@ -77,9 +79,10 @@ def render_slurm(site: Site) -> str:
         lines.append(f"NodeName={node} NodeAddr={address} CPUs={CORES} RealMemory={site.memory_mb} State=UNKNOWN")
     fixed = ",".join(site.nodes)
     lines += [
-        f"PartitionName=batch Nodes={fixed} Default=YES MaxTime=INFINITE DefaultTime=60 State=UP",
-        f"PartitionName=short Nodes={','.join(site.nodes[:2])} MaxTime=30 State=UP",
+        f"PartitionName=batch Nodes={fixed} Default=YES MaxTime=INFINITE DefaultTime=60 State=UP PriorityTier=10",
+        f"PartitionName=short Nodes={','.join(site.nodes[:2])} MaxTime=30 State=UP PriorityTier=10",
         f"PartitionName=closed Nodes={site.nodes[-1]} State=DOWN",
+        f"PartitionName=spare Nodes={fixed} MaxTime=INFINITE DefaultTime=60 State=UP PriorityTier=1",
     ]
     if site.elastic:
         elastic = ",".join(site.elastic)

@@ -68,6 +68,7 @@ class Hello:
     session: str
     token: str
     node: str
+    run: int = 0
 
 
 def parse_first(message: Json) -> Hello | str:
@@ -82,7 +83,10 @@ def parse_first(message: Json) -> Hello | str:
             raise NotUnderstood("a hello without its parts")
         if not _SESSION.match(session) or len(token) > 200:
             raise NotUnderstood("a hello of no session")
-        return Hello(session, token, "".join(c if c.isprintable() else "?" for c in node[:100]))
+        run = message.get("run", 0)
+        if type(run) is not int or not 0 <= run < 1 << 31:
+            raise NotUnderstood("a hello of no run")
+        return Hello(session, token, "".join(c if c.isprintable() else "?" for c in node[:100]), run)
     nonce = message.get("stream")
     if isinstance(nonce, str) and NONCE.match(nonce):
         return nonce

@@ -93,7 +93,7 @@ class Relay:
 
     def __init__(self, hub: Rendezvous, end: End, hello: Hello) -> None:
         self._hub, self.end = hub, end
-        self.session, self.node = hello.session, hello.node
+        self.session, self.node, self.run = hello.session, hello.node, hello.run
         self.admitted = False
         self.streams = 0
         self._reader = LineReader()
@@ -319,7 +319,8 @@ class Rendezvous:
     async def _ask_about(self, relay: Relay, token: str) -> None:
         """Ask the portal whether a relay may serve its session."""
         try:
-            await self._ask("relay", {"session": relay.session, "token": token, "node": relay.node})
+            said = {"session": relay.session, "token": token, "node": relay.node, "run": relay.run}
+            await self._ask("relay", said)
         except PorticoError as error:
             relay.say({"refused": f"{error.message} {error.why}".strip()})
             relay.close()
@@ -369,7 +370,7 @@ class Rendezvous:
         while True:
             with contextlib.suppress(PorticoError, OSError):
                 self._channel = channel = await wire.connect(self._path, self._handle, name="portal")
-                relays = [[relay.session, relay.node] for relay in self._relays.values()]
+                relays = [[relay.session, relay.node, relay.run] for relay in self._relays.values()]
                 for at in range(0, max(len(relays), 1), 500):
                     await channel.notify("hello", {"pid": os.getpid(), "relays": relays[at : at + 500]})
                 await channel.wait_closed()

@@ -91,6 +91,8 @@ def render_session(session: Session) -> dict[str, Any]:
         "node_name": session.node_name,
         "position": session.position,
         "expected_start": session.expected_start,
+        "restarts": session.restarts,
+        "put_back": session.put_back,
         "reach": session.reach,
         "cores": session.cores,
         "memory_bytes": session.memory_bytes,

@@ -15,7 +15,7 @@ from portico.errors import Conflict, Forbidden, Invalid, NotFound, NotSignedIn, 
 from portico.events.markdown import render_markdown
 from portico.model import Identity, now
 from portico.portal.context import get_context
-from portico.sessions.reasons import describe_end
+from portico.sessions.reasons import BEGINS_AGAIN, describe_end
 
 STATUS: Final[dict[type[PorticoError], int]] = {
     Invalid: 422,
@@ -104,6 +104,7 @@ _environment.filters |= {"duration": render_duration}
 _environment.filters |= {"markdown": lambda text: Markup(render_markdown(text))}  # noqa: S704  (it is escaped there)
 _environment.filters |= {"bytes": render_bytes, "time": render_time, "left": render_left, "browser": render_browser}
 _environment.globals |= {
+    "begins_again": BEGINS_AGAIN,
     "describe_end": describe_end,
     "Permission": Permission,
     "may": may,

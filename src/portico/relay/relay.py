@@ -210,8 +210,8 @@ class Carrier:
         )
         try:
             set_options(writer.get_extra_info("socket"))
-            node = socket.gethostname()
-            writer.write(render({"hello": 1, "session": self._session, "token": self._token, "node": node}))
+            hello = {"hello": 1, "session": self._session, "token": self._token, "node": socket.gethostname()}
+            writer.write(render({**hello, "run": count_restarts()}))
             while line := await asyncio.wait_for(reader.readline(), SILENCE_S):
                 if len(line) > LINE_BYTES or not line.endswith(b"\n"):
                     raise ValueError("Portico speaks another language")
@@ -375,6 +375,12 @@ def write_sshd_files(folder: str, files: Json) -> None:
 def is_plain(text: str) -> bool:
     """Return whether sshd_config takes a text as one word as it is."""
     return bool(text) and text.isprintable() and not set(text) & set(" \t\"'\\#")
+
+
+def count_restarts() -> int:
+    """Return how often Slurm has put this job back into its queue (sbatch(1), SLURM_RESTART_COUNT)."""
+    text = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def set_options(sock: socket.socket) -> None:

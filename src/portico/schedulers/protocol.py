@@ -117,6 +117,8 @@ class JobStatus:
     batch: bool = False
     notify: bool = False
     name: str = ""  # as it was submitted
+    restarts: int = 0  # how often it was put back into the queue and begins again
+    put_back: str = ""  # why it was the last time, for people: the rest of "It was put back into the queue: …"
 
 
 @dataclass(frozen=True)

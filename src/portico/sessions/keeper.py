@@ -117,6 +117,8 @@ class Keeper:
     async def _follow(self, session: Session, status: JobStatus | None) -> None:
         if status is None:
             self._tasks.begin(f"lost {session.id}", self.follow_lost(session))
+        elif status.restarts > session.restarts and status.state is not JobState.ENDED:
+            await self._begin_again(session, status)
         elif status.state is JobState.QUEUED:
             if session.waiting_for != WAIT_END and _describe_queue(session) != _describe_queue(status):
                 await self._rows.update(session.id, lambda s: _take_queue(s, status))
@@ -133,6 +135,17 @@ class Keeper:
                 found = await self._rows.update(session.id, lambda s: _take_up(s, status))
             if found and found.state is SessionState.STARTING:
                 self._tasks.begin(session.id, self._probe(found))
+
+    async def _begin_again(self, session: Session, status: JobStatus) -> None:
+        """Take note that a session was put back into its queue: what ran of it is over, and its streams with it."""
+        again = await self._rows.update(session.id, lambda s: _put_back(s, status))
+        if again is None or again.state is not SessionState.QUEUED:
+            return
+        self._cut([f"session:{session.id}"])
+        await self._place.let_go(again)
+        if again.waiting_for != WAIT_END:
+            await self._notices.on_put_back(again)
+        self.wake()
 
     async def follow_lost(self, session: Session) -> None:
         """Deal with a live session that the scheduler does not know, because its spool was lost."""
@@ -267,7 +280,28 @@ def _describe_queue(one: Session | JobStatus) -> tuple[str, int, datetime | None
 
 def _take_queue(session: Session, status: JobStatus) -> Session | None:
     found = _say(session, status.waiting_for)
-    return found and replace(found, position=status.position, expected_start=status.expected_start)
+    if found is None:
+        return None
+    # Its relay may have come and gone while the queue still had it waiting.
+    return replace(found, state=SessionState.QUEUED, position=status.position, expected_start=status.expected_start)
+
+
+def _put_back(session: Session, status: JobStatus) -> Session | None:
+    if session.state is SessionState.ENDED:
+        return None
+    return replace(
+        session,
+        state=SessionState.QUEUED,
+        waiting_for=session.waiting_for if session.waiting_for == WAIT_END else status.waiting_for,
+        position=status.position,
+        expected_start=status.expected_start,
+        started=None,
+        ready=None,
+        ends=None,
+        node_name="",
+        restarts=status.restarts,
+        put_back=status.put_back,
+    )
 
 
 def _find_node(status: JobStatus) -> str:

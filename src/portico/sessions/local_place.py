@@ -125,6 +125,9 @@ class LocalPlace:
 
     # what was lost
 
+    async def let_go(self, session: Session) -> None:
+        """Do nothing: what ran here once is not begun again."""
+
     async def recover(self, session: Session) -> tuple[Reason, str] | None:
         """Deal with a session that is not in the spool; see Place."""
         try:

@@ -22,7 +22,7 @@ from portico.config import Config
 from portico.errors import NotFound
 from portico.model import Identity, Notice, NoticeKind, Reason, Session, now
 from portico.sessions.changes import Changes
-from portico.sessions.reasons import describe_end
+from portico.sessions.reasons import BEGINS_AGAIN, describe_end
 from portico.sessions.rows import Rows
 from portico.store import Transaction
 
@@ -116,8 +116,14 @@ class Notices:
 
     async def on_ready(self, session: Session) -> None:
         """Tell that a session is ready, if its user has waited for it."""
-        if session.ready and session.ready - session.created >= READY_AFTER:
-            await self._tell(session.user_name, NoticeKind.READY, _find_page(session), f"{session.title} is ready.")
+        if session.ready and (session.restarts or session.ready - session.created >= READY_AFTER):
+            text = f"{session.title} is ready{' again' if session.restarts else ''}."
+            await self._tell(session.user_name, NoticeKind.READY, _find_page(session), text)
+
+    async def on_put_back(self, session: Session) -> None:
+        """Tell that a session's cluster has ended what ran of it, and begins it again."""
+        text = f"{session.title} was put back into the queue: {session.put_back}."
+        await self._tell(session.user_name, NoticeKind.AGAIN, _find_page(session), text, BEGINS_AGAIN)
 
     async def on_end(self, session: Session) -> None:
         """Tell why a session has ended, unless its user or its program ended it."""

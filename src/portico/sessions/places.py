@@ -53,6 +53,9 @@ class Place(Protocol):
     async def connect_ssh(self, session: Session, files: Mapping[str, str]) -> int:
         """Return a descriptor that is connected to a new sshd inside the session; the caller owns it."""
 
+    async def let_go(self, session: Session) -> None:
+        """Let go of where a session ran before it was put back into its queue."""
+
     async def recover(self, session: Session) -> tuple[Reason, str] | None:
         """Take up a live session that the scheduler does not know; return why it has ended, if it has."""
 

@@ -32,6 +32,9 @@ def describe_end(session: Session) -> tuple[str, str]:
     return sentence, hint
 
 
+BEGINS_AGAIN: Final = "It begins again from its start. Files that were saved are there; what else was open is not."
+"""Of a session that was put back into the queue."""
+
 WAIT_TURN: Final = "its turn"
 WAIT_SOCKET: Final = "the app to open its socket"
 WAIT_END: Final = "its end"

@@ -6,6 +6,7 @@ has to be kept for it. The secret stands in one file of the session's folder, wh
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -15,7 +16,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from portico import wire
-from portico.errors import Forbidden, NotFound, Refused, Unavailable
+from portico.errors import Forbidden, NotFound, PorticoError, Refused, Unavailable
 from portico.model import SESSION_ID, Session, now
 from portico.sessions.record import clean_text
 
@@ -28,10 +29,14 @@ ASK_S: Final = 6.0
 
 @dataclass(frozen=True)
 class Arrival:
-    """A relay that is connected: the session's job runs on ``node``, and did at ``at``."""
+    """A relay that is connected: the session's job runs on ``node``, and did at ``at``.
+
+    ``run`` is how often Slurm had put the job back when this relay was started.
+    """
 
     at: datetime
     node: str
+    run: int
 
 
 class Relays:
@@ -77,11 +82,12 @@ class Relays:
         """Answer the rendezvous; docs/protocol.md, "Relay"."""
         wire.close_all(fds)
         if op == "relay":
-            await self._admit(str(args.get("session")), str(args.get("token")), str(args.get("node")))
+            session_id, token, node = (str(args.get(name)) for name in ("session", "token", "node"))
+            await self._admit(session_id, token, node, int(args.get("run", 0)))
             return {}, ()
         if op == "hello":
-            for session_id, node in args.get("relays", ()):
-                await self._arrive(str(session_id), str(node))
+            for session_id, node, run in args.get("relays", ()):
+                await self._arrive(str(session_id), str(node), int(run))
             return None
         if op == "relay_gone":
             session_id = str(args.get("session"))
@@ -90,26 +96,34 @@ class Relays:
             return None
         raise Refused(f"The portal knows no {op[:20]!r}.")
 
-    async def _admit(self, session_id: str, token: str, node: str) -> None:
+    async def _admit(self, session_id: str, token: str, node: str, run: int) -> None:
         """Let a relay in.
 
         Raises:
             Forbidden: It has not the session's secret.
-            NotFound: There is no such session, or not yet again.
+            NotFound: There is no such session, not yet again, or not this run of it any more.
         """
         if not SESSION_ID.match(session_id) or not hmac.compare_digest(
             token.encode(), self.make_token(session_id).encode()
         ):
             log.warning("a relay on %s has no right to what it claims to be", clean_text(node, 100))
             raise Forbidden("This relay has no right to serve this session.")
-        if not await self._arrive(session_id, node):
+        if not await self._arrive(session_id, node, run):
             raise NotFound("There is no such session that could run.")
 
-    async def _arrive(self, session_id: str, node: str) -> bool:
+    async def let_go(self, session_id: str, run: int) -> None:
+        """Let go of a session's relay, unless it is of this run already: its node is no longer the session's."""
+        arrival = self._arrived.get(session_id)
+        if arrival is None or arrival.run < run:
+            self._arrived.pop(session_id, None)
+            with contextlib.suppress(PorticoError):
+                await self._ask("relay_drop", {"session": session_id})
+
+    async def _arrive(self, session_id: str, node: str, run: int) -> bool:
         session = await self._find(session_id)
-        if session is None or session.ended is not None:
-            return False
-        self._arrived[session_id] = Arrival(self._clock(), clean_text(node, 100))
+        if session is None or session.ended is not None or run < session.restarts:
+            return False  # a node that was given up may come back, and its relay with it
+        self._arrived[session_id] = Arrival(self._clock(), clean_text(node, 100), run)
         if call := self._watchers.get(session.cluster):
             call()
         return True

@@ -153,6 +153,7 @@ class RemotePlace:
                 nodes=1,
                 tasks=1,
                 output=f"{folder}/log",
+                requeue=self._settings.requeue,
             ),
         )
 
@@ -163,7 +164,7 @@ class RemotePlace:
 
     def _complete(self, status: JobStatus) -> JobStatus:
         arrival = self._relays.find_arrival(status.key)
-        if arrival is None or status.state is not JobState.QUEUED:
+        if arrival is None or arrival.run < status.restarts or status.state is not JobState.QUEUED:
             return status
         names = (arrival.node,)
         return replace(status, state=JobState.RUNNING, started=arrival.at, waiting_for="", node_names=names)
@@ -179,6 +180,10 @@ class RemotePlace:
     async def connect_ssh(self, session: Session, files: Mapping[str, str]) -> int:
         """Return a connection to an sshd that the session's relay starts; see Place."""
         return await self._relays.connect(session.id, files)
+
+    async def let_go(self, session: Session) -> None:
+        """Let go of the relay of an earlier run; see Place."""
+        await self._relays.let_go(session.id, session.restarts)
 
     # what was lost
 

@@ -137,6 +137,8 @@ sessions = Table(
     Column("node_name", String(100), nullable=False, server_default=""),
     Column("position", Integer, nullable=False, server_default="0"),
     Column("expected_start", UtcTime),
+    Column("restarts", Integer, nullable=False, server_default="0"),
+    Column("put_back", Text, nullable=False, server_default=""),
 )
 
 shares = Table(

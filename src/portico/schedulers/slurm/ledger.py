@@ -49,6 +49,8 @@ class Entry:
     cancelled: Reason | None = None
     reason: Reason | None = None
     detail: str = ""
+    restarts: int = 0
+    put_back: str = ""
 
     def is_job(self, job: Job) -> bool:
         """Return whether a job in the queue is this one.
@@ -62,6 +64,14 @@ class Entry:
             return job.key == self.request.key
         since = self.submitted or (self.request.submitted - SKEW)
         return bool(self.job_id) and job.id == self.job_id and (job.submitted is None or job.submitted >= since)
+
+    def was_put_back(self, job: Job) -> bool:
+        """Return whether Slurm has put this job back into its queue since it was last seen: only that moves its time.
+
+        Of an array each task has a time of its own. A job that still ends its earlier run is looked at later.
+        """
+        moved = self.seen and self.submitted and job.submitted and job.submitted > self.submitted
+        return bool(moved) and job.word != "COMPLETING" and not self.request.options.array
 
     def describe(self) -> JobStatus:
         """Return what people are told."""
@@ -86,6 +96,8 @@ class Entry:
             self.request.batch,
             self.request.notify,
             self.request.options.name,
+            self.restarts,
+            self.put_back,
         )
 
 
@@ -140,4 +152,6 @@ def parse_entry(value: dict[str, Any]) -> Entry:
         cancelled=reason("cancelled"),
         reason=reason("reason"),
         detail=str(value["detail"]),
+        restarts=int(value.get("restarts", 0)),
+        put_back=str(value.get("put_back", "")),
     )

@@ -23,7 +23,7 @@ from portico.schedulers.slurm import control, history, queue, submit
 from portico.schedulers.slurm.console import Console
 from portico.schedulers.slurm.history import Ended
 from portico.schedulers.slurm.ledger import SKEW, Entry, Phase, observe, parse_entry
-from portico.schedulers.slurm.states import describe_wait, explain_end
+from portico.schedulers.slurm.states import PUT_BACK, describe_put_back, describe_wait, explain_end
 from portico.schedulers.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ HISTORY_PATIENCE_S: Final = 20.0
 FORGOTTEN: Final = timedelta(seconds=240)
 """The controller may forget an ended job after MinJobAge (300 s by default); then only accounting knows of it."""
 CANCEL_AGAIN_S: Final = 10.0
+PUT_BACK_TRIES: Final = 3
+PUT_BACK_WAIT_S: Final = 1.0
+"""How long accounting is given to know why a job was put back; without it that is not told."""
 NEVER: Final = float("-inf")
 
 
@@ -272,6 +275,9 @@ class OwnJobs:
         self._absent_since.pop(key, None)
         self._ended_since.pop(key, None)
         changes = observe(entry, job)
+        if entry.was_put_back(job):
+            changes["submitted"] = entry.submitted  # until it is known why
+            self._begin(f"put back {key}", self._take_back, key, job)
         if any(getattr(entry, name) != value for name, value in changes.items()):
             # The place in the queue moves with every job: not worth a disk's attention each time.
             kept = ("phase", "job_id", "submitted", "seen", "state", "started", "deadline")
@@ -281,6 +287,23 @@ class OwnJobs:
                 self._spool.change_in_memory(key, **changes)
         if entry.cancelled and self._timer() - self._cancelled_at.get(key, NEVER) > CANCEL_AGAIN_S:
             self._cancel_in_slurm(key)
+
+    async def _take_back(self, key: str, job: Job) -> None:
+        """Take note that Slurm has put a job back into the queue; accounting says why, a moment later."""
+        for _ in range(PUT_BACK_TRIES):
+            with contextlib.suppress(PorticoError):
+                ended = await self._console.do(None, history.find_ends([job.id]))
+                runs = [one for one in ended if one.submitted and job.submitted and one.submitted < job.submitted]
+                if runs and runs[-1].word.partition(" ")[0] in PUT_BACK:
+                    break
+            await asyncio.sleep(PUT_BACK_WAIT_S)
+        else:
+            runs = []
+        entry = self._get(key)
+        if entry.phase is not Phase.ENDED and entry.was_put_back(job):
+            why = describe_put_back(runs[-1].word if runs else "")
+            log.info("job %s, Slurm's %s, was put back into the queue: %s", key, job.id, why)
+            self._spool.change(key, **observe(entry, job), restarts=entry.restarts + 1, put_back=why)
 
     def _see_end(self, entry: Entry, job: Job) -> list[Entry]:
         """Take note of an end that the queue still shows; return the entry if accounting knows more of it."""

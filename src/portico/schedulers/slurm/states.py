@@ -73,6 +73,14 @@ WAITS: Final[dict[str, str]] = {
     "SystemFailure": "an administrator: Slurm had a failure",
 }  # fmt: skip
 
+PUT_BACK: Final[dict[str, str]] = {
+    "PREEMPTED": "its node was needed for work of higher priority",
+    "NODE_FAIL": "the node on which it ran failed",
+    "BOOT_FAIL": "its node did not start up",
+    "REQUEUED": "somebody did so in Slurm itself, not through Portico",
+}
+"""What accounting says of the earlier run of a job that was put back, and why that was."""
+
 _LIMIT: Final = re.compile(r"(QOS|Assoc)(Grp|Max)([A-Za-z/]*?)(PerJob|PerUser|PerAccount|PerNode|PU|PA)?(Limit)?\Z")
 _LIMITED: Final = (
     ("Submit", "jobs in the queue"),
@@ -109,6 +117,11 @@ def is_held(reason: str) -> bool:
 def describe_turn(position: int) -> str:
     """Return what a job waits for that nothing but others before it keep."""
     return f"its turn: number {position} in the queue"
+
+
+def describe_put_back(word: str) -> str:
+    """Return why a job was put back, by the state in which accounting has its earlier run; empty where it does not."""
+    return PUT_BACK.get(word.partition(" ")[0].rstrip("+"), "Slurm does not say why")
 
 
 @functools.lru_cache(1000)

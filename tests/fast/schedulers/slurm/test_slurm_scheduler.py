@@ -413,14 +413,22 @@ def test_orphans_are_found_and_adopted(place: Place) -> None:
 # ends
 
 
-def test_a_job_that_runs_again_waits_again(place: Place) -> None:
+def test_a_job_that_runs_again_waits_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
+        monkeypatch.setattr(own, "PUT_BACK_WAIT_S", 0)
         key = await place.submit()
         job = place.slurm.start(key)
         await place.turn()
         job.word, job.reason, job.started, job.submitted = "PENDING", "BeginTime", 0, place.slurm.now
         status = (await place.turn())[key]
         assert status.state is JobState.QUEUED and "put back" in status.waiting_for and status.started is None
+        for _ in range(3):  # accounting is asked why, and does not say
+            status = (await place.turn())[key]
+        assert (status.restarts, status.put_back) == (1, "Slurm does not say why")
+        place.begin()
+        job.word, job.started = "RUNNING", place.slurm.now
+        status = (await place.turn())[key]
+        assert (status.restarts, status.state) == (1, JobState.RUNNING)
 
     run(test())
 

@@ -1,0 +1,15 @@
+"""Sessions: how often a cluster has put one back into its queue, and why."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0011"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the columns."""
+    op.add_column("sessions", sa.Column("restarts", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("sessions", sa.Column("put_back", sa.Text(), nullable=False, server_default=""))
