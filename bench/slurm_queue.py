@@ -29,7 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "src")]
 
 import cluster  # noqa: E402
-import httpx  # noqa: E402
 from running import RunningPortico  # noqa: E402
 
 from portico.demo import DemoCluster  # noqa: E402
@@ -72,23 +71,51 @@ class Slurm:
         return sum(n for n, _ in found), sum(ms for _, ms in found)
 
 
-async def look(url: str, cookies: httpx.Cookies, paths: Sequence[str], seconds: float) -> dict[str, list[float]]:
+class Page:
+    """A page that a browser has open, on a connection of its own. Costs little itself: both share two cores."""
+
+    def __init__(self, house: RunningPortico, cookie: str, path: str) -> None:
+        self._port = house.port
+        head = (f"GET {path} HTTP/1.1", f"Host: localhost:{house.port}", f"Cookie: {cookie}", "Accept: text/html")
+        self._request = "\r\n".join((*head, "", "")).encode()
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def fetch(self) -> float:
+        """Fetch it; return the seconds until its last byte."""
+        begin = time.perf_counter()
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        writer.write(self._request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: (\d+)\r\n", head, re.IGNORECASE)
+        if not head.startswith(b"HTTP/1.1 200 ") or length is None:
+            raise RuntimeError(f"{self._request!r}: {head!r}")
+        body = await reader.readexactly(int(length[1]))
+        assert body.rstrip().endswith(b"</html>")
+        return time.perf_counter() - begin
+
+    def close(self) -> None:
+        """Close its connection."""
+        if self._streams:
+            self._streams[1].close()
+
+
+async def look(house: RunningPortico, cookie: str, paths: Sequence[str], seconds: float) -> dict[str, list[float]]:
     """Have the pages open; return how long each look took, in seconds, by kind of page."""
     times: dict[str, list[float]] = {"table": [], "job": []}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=60)
-    async with httpx.AsyncClient(base_url=url, cookies=cookies, timeout=60, limits=limits) as client:
 
-        async def open_page(path: str, begin_s: float) -> None:
-            await asyncio.sleep(begin_s)
-            end = time.perf_counter() + seconds
-            while (begin := time.perf_counter()) < end:
-                answer = await client.get(path)
-                answer.raise_for_status()
-                took = time.perf_counter() - begin
-                times["job" if path.startswith("/jobs/") else "table"].append(took)
-                await asyncio.sleep(max(0, LOOK_S - took))
+    async def open_page(path: str, begin_s: float) -> None:
+        page = Page(house, cookie, path)
+        await asyncio.sleep(begin_s)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            took = await page.fetch()
+            times["job" if path.startswith("/jobs/") else "table"].append(took)
+            await asyncio.sleep(max(0, LOOK_S - took))
+        page.close()
 
-        await asyncio.gather(*(open_page(path, random.random() * LOOK_S) for path in paths))
+    await asyncio.gather(*(open_page(path, LOOK_S * at / len(paths)) for at, path in enumerate(paths)))
     return times
 
 
@@ -97,6 +124,13 @@ def print_times(name: str, times: Sequence[float]) -> None:
     ordered = sorted(time_s * 1000 for time_s in times)
     p50, p95 = (ordered[int(len(ordered) * part)] for part in (0.5, 0.95))
     print(f"{name}: {len(ordered)} looks, p50 {p50:.0f} ms, p95 {p95:.0f} ms, longest {ordered[-1]:.0f} ms")
+
+
+def measure_cpu(house: RunningPortico) -> dict[str, float]:
+    """Return the seconds of CPU that the processes have used which a page passes, and this one."""
+    pids = {"portal": house.pids["portal"], "gateway": house.pids["gateway"], "this program": os.getpid()}
+    stats = {name: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for name, pid in pids.items()}
+    return {name: (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK") for name, stat in stats.items()}
 
 
 def main() -> None:
@@ -133,16 +167,23 @@ def measure(house: RunningPortico, slurm: Slurm, active: Sequence[str], pages: i
     tables = [f"/jobs?text=bench+{n}&sort={columns[n % len(columns)]}&offset={n % 2 * 50}" for n in range(pages // 2)]
     several = [*active, *ids[:: max(1, len(ids) // pages)]]
     paths = [*tables, *(f"/jobs/demo/{job_id}" for job_id in several[: pages - len(tables)])]
-    asyncio.run(look(house.url, alice.http.cookies, paths[:5] + paths[-5:], 1))  # compiled templates, a first answer
+    random.Random(1).shuffle(paths)
+    cookie = "; ".join(f"{name}={value}" for name, value in alice.http.cookies.items())
+    asyncio.run(look(house, cookie, paths, 1))  # compiled templates, first answers
     askers = ("portico", slurm.user)
     before = slurm.count_questions(*askers)
-    times = asyncio.run(look(house.url, alice.http.cookies, paths, seconds))
+    load, spent = os.getloadavg()[0], measure_cpu(house)
+    times = asyncio.run(look(house, cookie, paths, seconds))
+    spent = {name: cpu_s - spent[name] for name, cpu_s in measure_cpu(house).items()}
     after = slurm.count_questions(*askers)
     ours, ours_ms = after[0] - before[0], after[1] - before[1]
     looks = sum(len(found) for found in times.values())
     print(f"{len(ids)} jobs in the queue, {len(paths)} pages open, each fetched every {LOOK_S:g} s for {seconds:g} s")
+    print(f"load of the machine before that: {load:.1f} with {os.cpu_count()} cores")
     print_times("a table", times["table"])
     print_times("a job's page", times["job"])
+    each_ms = ", ".join(f"{name} {cpu_s * 1000 / looks:.1f}" for name, cpu_s in spent.items())
+    print(f"milliseconds of CPU for each look, all that these processes did besides included: {each_ms}")
     print(f"requests of ours to the controller: {ours} ({ours / seconds:.1f} a second), {ours_ms:.0f} ms of its time")
     before, begin = slurm.count_questions("root"), time.perf_counter()
     for number in range(100):

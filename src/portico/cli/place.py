@@ -202,8 +202,8 @@ def open_sockets(config: Config, account: Account) -> dict[str, socket.socket]:
     if not config.apps_domain:
         sockets["listen-apps"] = _listen_tcp(config.bind, config.apps_port, "apps_port")
         ports.append(config.apps_port)
-    if config.clusters:  # nodes dial in, wherever browsers do
-        sockets["listen-relays"] = _listen_tcp("", config.relay_port, "relay_port")
+    if config.clusters:
+        sockets["listen-relays"] = open_relay_socket(config)
     if config.bind == "127.0.0.1":
         for port in ports:
             with contextlib.suppress(OSError):  # no IPv6 here, or somebody has it: then that is theirs to tell
@@ -221,6 +221,15 @@ def open_sockets(config: Config, account: Account) -> dict[str, socket.socket]:
     ):
         sockets[name] = _listen_unix(config.socket_paths[name], kind, mode, owner)
     return sockets
+
+
+def open_relay_socket(config: Config) -> socket.socket:
+    """Return the listening socket that nodes of clusters dial, wherever browsers do.
+
+    Raises:
+        Unavailable: The port can't be had.
+    """
+    return _listen_tcp("", config.relay_port, "relay_port")
 
 
 def _listen_unix(path: str, kind: socket.SocketKind, mode: int, owner: Account) -> socket.socket:

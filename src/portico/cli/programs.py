@@ -22,7 +22,7 @@ STOP_ORDER: Final = ("sshd", "gateway", "rendezvous", "portal", "broker")
 PASSED_ON: Final = ("LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONDEVMODE")
 """Variables of the one who starts Portico that its processes see; none of them reaches a user's session."""
 
-FIXED: Final = COMMAND_LINE_ONLY | {"bind", "port", "apps_port", "apps_domain", "clusters", "relay_port", "ssh_port"}
+FIXED: Final = COMMAND_LINE_ONLY | {"bind", "port", "apps_port", "apps_domain", "relay_port", "ssh_port"}
 """Settings that only a new start can change: sockets, folders and sessions' cells hang on them."""
 
 GATEWAY_ONLY: Final = frozenset({"tls_certificate", "tls_key", "gateways"})

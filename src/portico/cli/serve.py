@@ -178,7 +178,11 @@ class Service:
         wanted, kept = keep_fixed(self._read_config(), before)
         self._config = wanted
         try:
+            if wanted.clusters and "listen-relays" not in self._sockets:
+                self._sockets["listen-relays"] = place.open_relay_socket(wanted)
             programs = self._build_programs(account)
+            if programs.rendezvous and not supervisor.has(programs.rendezvous.name):  # the first cluster
+                await supervisor.start(programs.rendezvous)
             if concerns_portal(wanted, before):
                 await supervisor.change(programs.broker)
                 await supervisor.change(programs.portal)

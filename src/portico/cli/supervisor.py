@@ -110,6 +110,10 @@ class Supervisor:
             if kept.process.returncode is None
         ]
 
+    def has(self, name: str) -> bool:
+        """Return whether a program of that name is kept running."""
+        return name in self._kept
+
     async def start(self, program: Program) -> None:
         """Start ``program`` and keep it running.
 

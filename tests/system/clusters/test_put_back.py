@@ -59,7 +59,11 @@ def wait_for_restart(site: Site, session_id: str, timeout_s: float = 60) -> dict
         assert found["state"] != "ended", found
         return found if found["restarts"] else None
 
-    found: dict[str, Any] = wait_until(find, timeout_s, "that it was put back")
+    try:
+        found: dict[str, Any] = wait_until(find, timeout_s, "that it was put back")
+    except TimeoutError as error:
+        seen = site.alice.get(session_id), site.slurm.run("squeue", "-a", "-o", "%A|%T|%r|%V|%P|%k")
+        raise AssertionError(f"{seen}") from error
     return found
 
 
@@ -81,7 +85,7 @@ def test_a_preempted_session_says_so_and_begins_again(lasting: Site) -> None:
         assert "put back into the queue: its node was needed" in page and "begins again from its start" in page
         assert "put back into the queue" in read_notices(lasting, key)
         row = lasting.alice.http.get(f"/api/v1/jobs/demo/{job}").json()
-        assert row["job"]["state"] == "queued" and row["job"]["waiting_for"], row
+        assert row["state"] == "queued" and row["waiting_for"], row
     ready = lasting.alice.wait(key, timeout_s=150)
     assert ready["node_name"] in lasting.slurm.nodes and ready["restarts"] == 1 and ready["ends"]
     terminal = lasting.open_terminal(key)  # a new one: what was in the old one's memory is gone
