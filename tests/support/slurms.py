@@ -28,6 +28,7 @@ class FakeJob:
     word: str = "PENDING"
     reason: str = "None"
     exit_code: str = "0:0"
+    restarts: int = 0
     started: float = 0
     ended: float = 0
     in_queue: bool = True
@@ -200,7 +201,7 @@ class FakeSlurm:
         if "show" in command.argv:
             text = (
                 f"JobId={job.id} JobName={job.name} JobState={job.word} ExitCode={job.exit_code} Reason={job.reason} "
-                f"WorkDir=/home/{job.user} StdErr=/home/{job.user}/out StdOut=/home/{job.user}/out\n"
+                f"Restarts={job.restarts} WorkDir=/home/{job.user} StdErr=/home/{job.user}/out StdOut=/home/{job.user}/out\n"
             )
             return Result(0, text.encode())
         job.reason = {"hold": "JobHeldUser", "release": "None"}.get(command.argv[1], job.reason)

@@ -84,10 +84,11 @@ def test_a_preempted_session_says_so_and_begins_again(lasting: Site) -> None:
         page = lasting.alice.http.get(f"/sessions/{key}").text
         assert "put back into the queue: its node was needed" in page and "begins again from its start" in page
         assert "put back into the queue" in read_notices(lasting, key)
-        row = lasting.alice.http.get(f"/api/v1/jobs/demo/{job}").json()
+        row = lasting.alice.http.get(f"/api/v1/clusters/demo/jobs/{job}").json()
         assert row["state"] == "queued" and row["waiting_for"], row
     ready = lasting.alice.wait(key, timeout_s=150)
-    assert ready["node_name"] in lasting.slurm.nodes and ready["restarts"] == 1 and ready["ends"]
+    assert ready["node_name"] in lasting.slurm.nodes and ready["restarts"] == 1
+    wait_until(lambda: lasting.alice.get(key)["ends"], 20, "its new end")
     terminal = lasting.open_terminal(key)  # a new one: what was in the old one's memory is gone
     terminal.type("echo b-$there-$SLURM_RESTART_COUNT\n")
     terminal.wait(lambda text: "b--1" in text)

@@ -36,6 +36,7 @@ class Entry:
     attempts: int = 0
     tried: datetime | None = None  # when sbatch was last begun
     trouble: str = ""  # why it was not successful
+    accepted: datetime | None = None  # when sbatch had its id, by our clock
     job_id: str = ""
     submitted: datetime | None = None  # as Slurm has it; a requeue moves it
     seen: bool = False
@@ -66,12 +67,14 @@ class Entry:
         return bool(self.job_id) and job.id == self.job_id and (job.submitted is None or job.submitted >= since)
 
     def was_put_back(self, job: Job) -> bool:
-        """Return whether Slurm has put this job back into its queue since it was last seen: only that moves its time.
+        """Return whether Slurm may have put this job back into its queue: only that moves its time of submission.
 
-        Of an array each task has a time of its own. A job that still ends its earlier run is looked at later.
+        One that was not seen before may have been, too; our clocks may also differ. Of an array each task has a time
+        of its own. A job that still ends its earlier run is looked at later.
         """
-        moved = self.seen and self.submitted and job.submitted and job.submitted > self.submitted
-        return bool(moved) and job.word != "COMPLETING" and not self.request.options.array
+        since = self.submitted or self.accepted
+        moved = since is not None and job.submitted is not None and job.submitted > since
+        return moved and job.word != "COMPLETING" and not self.request.options.array
 
     def describe(self) -> JobStatus:
         """Return what people are told."""
@@ -139,6 +142,7 @@ def parse_entry(value: dict[str, Any]) -> Entry:
         attempts=int(value["attempts"]),
         tried=time("tried"),
         trouble=str(value["trouble"]),
+        accepted=time("accepted") if "accepted" in value else None,
         job_id=str(value["job_id"]),
         submitted=time("submitted"),
         seen=bool(value["seen"]),

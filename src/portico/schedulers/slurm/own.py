@@ -23,7 +23,7 @@ from portico.schedulers.slurm import control, history, queue, submit
 from portico.schedulers.slurm.console import Console
 from portico.schedulers.slurm.history import Ended
 from portico.schedulers.slurm.ledger import SKEW, Entry, Phase, observe, parse_entry
-from portico.schedulers.slurm.states import PUT_BACK, describe_put_back, describe_wait, explain_end
+from portico.schedulers.slurm.states import UNKNOWN_PUT_BACK, describe_wait, explain_end, find_put_back
 from portico.schedulers.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ FORGOTTEN: Final = timedelta(seconds=240)
 CANCEL_AGAIN_S: Final = 10.0
 PUT_BACK_TRIES: Final = 3
 PUT_BACK_WAIT_S: Final = 1.0
-"""How long accounting is given to know why a job was put back; without it that is not told."""
+"""How often, and after how much longer each time, accounting is asked why a job was put back; then that is not told."""
 NEVER: Final = float("-inf")
 
 
@@ -184,7 +184,8 @@ class OwnJobs:
             refusals.append(error)
             self._end(key, Reason.NOT_STARTED, f"{error.message} {error.why}".strip())
         else:
-            self._spool.change(key, phase=Phase.KNOWN, job_id=job_id, waiting_for=describe_wait(""))
+            known = {"phase": Phase.KNOWN, "job_id": job_id, "waiting_for": describe_wait("")}
+            self._spool.change(key, **known, accepted=self._clock())
             if self._get(key).cancelled:  # somebody was faster
                 self._cancel_in_slurm(key)
         finally:
@@ -289,21 +290,26 @@ class OwnJobs:
             self._cancel_in_slurm(key)
 
     async def _take_back(self, key: str, job: Job) -> None:
-        """Take note that Slurm has put a job back into the queue; accounting says why, a moment later."""
-        for _ in range(PUT_BACK_TRIES):
+        """Take note of how often Slurm has put a job back into the queue; accounting says why, a moment later."""
+        restarts = self._get(key).restarts + 1
+        with contextlib.suppress(PorticoError):
+            restarts = (await self._console.do(None, history.describe(job.id))).restarts or 0
+        why = ""
+        for turn in range(PUT_BACK_TRIES * (restarts > self._get(key).restarts)):
+            await asyncio.sleep(PUT_BACK_WAIT_S * turn)
             with contextlib.suppress(PorticoError):
                 ended = await self._console.do(None, history.find_ends([job.id]))
                 runs = [one for one in ended if one.submitted and job.submitted and one.submitted < job.submitted]
-                if runs and runs[-1].word.partition(" ")[0] in PUT_BACK:
+                if why := find_put_back(runs[-1].word if runs else ""):
                     break
-            await asyncio.sleep(PUT_BACK_WAIT_S)
-        else:
-            runs = []
         entry = self._get(key)
-        if entry.phase is not Phase.ENDED and entry.was_put_back(job):
-            why = describe_put_back(runs[-1].word if runs else "")
-            log.info("job %s, Slurm's %s, was put back into the queue: %s", key, job.id, why)
-            self._spool.change(key, **observe(entry, job), restarts=entry.restarts + 1, put_back=why)
+        if entry.phase is not Phase.KNOWN or not entry.was_put_back(job):
+            return
+        changes = observe(entry, job)
+        if restarts > entry.restarts:
+            changes |= {"restarts": restarts, "put_back": why or UNKNOWN_PUT_BACK}
+            log.info("job %s, Slurm's %s, was put back into the queue: %s", key, job.id, changes["put_back"])
+        self._spool.change(key, **changes)
 
     def _see_end(self, entry: Entry, job: Job) -> list[Entry]:
         """Take note of an end that the queue still shows; return the entry if accounting knows more of it."""

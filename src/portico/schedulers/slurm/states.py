@@ -81,6 +81,8 @@ PUT_BACK: Final[dict[str, str]] = {
 }
 """What accounting says of the earlier run of a job that was put back, and why that was."""
 
+UNKNOWN_PUT_BACK: Final = "Slurm does not say why"
+
 _LIMIT: Final = re.compile(r"(QOS|Assoc)(Grp|Max)([A-Za-z/]*?)(PerJob|PerUser|PerAccount|PerNode|PU|PA)?(Limit)?\Z")
 _LIMITED: Final = (
     ("Submit", "jobs in the queue"),
@@ -111,7 +113,7 @@ def parse_state(word: str) -> JobState:
 
 def is_held(reason: str) -> bool:
     """Return whether a waiting job is on hold."""
-    return reason in ("JobHeldUser", "JobHeldAdmin") or "held" in reason.split("_")
+    return reason in ("JobHeldUser", "JobHeldAdmin") or "held" in re.split("[ _]", reason)
 
 
 def describe_turn(position: int) -> str:
@@ -119,15 +121,16 @@ def describe_turn(position: int) -> str:
     return f"its turn: number {position} in the queue"
 
 
-def describe_put_back(word: str) -> str:
-    """Return why a job was put back, by the state in which accounting has its earlier run; empty where it does not."""
-    return PUT_BACK.get(word.partition(" ")[0].rstrip("+"), "Slurm does not say why")
+def find_put_back(word: str) -> str:
+    """Return why a job was put back, by the state in which accounting has its earlier run; empty where it can't say."""
+    return PUT_BACK.get(word.partition(" ")[0].rstrip("+"), "")
 
 
 @functools.lru_cache(1000)
 def describe_wait(reason: str) -> str:
     """Return what a waiting job waits for, as the rest of "It waits for …"."""
-    bare = reason.strip("()").partition(",")[0] if not reason.startswith("Nodes_") else reason
+    # 22.05 says some with spaces: "job requeued in held state".
+    bare = reason.strip("()").partition(",")[0].replace(" ", "_") if not reason.startswith("Nodes_") else reason
     if bare in ("", "None", "Priority"):
         return WAITS["Priority"] if bare == "Priority" else "its turn"
     if found := WAITS.get(bare):

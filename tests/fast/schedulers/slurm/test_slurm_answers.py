@@ -17,7 +17,7 @@ from portico.schedulers.protocol import Action, Job, JobDetails, JobState
 from portico.schedulers.slurm import control, history, queue, site, submit, text
 from portico.schedulers.slurm.command import Result
 from portico.schedulers.slurm.refusals import TABLE, translate
-from portico.schedulers.slurm.states import STATES, WAITS, describe_wait, explain_end, parse_state
+from portico.schedulers.slurm.states import STATES, WAITS, describe_wait, explain_end, is_held, parse_state
 
 
 @pytest.fixture(scope="module")
@@ -339,6 +339,8 @@ def test_waits_read_as_the_rest_of_a_sentence() -> None:
     assert describe_wait("(ReqNodeNotAvail, UnavailableNodes:n1)") == WAITS["ReqNodeNotAvail"]
     assert "cores" in describe_wait("AssocGrpCpuLimit") and "account" in describe_wait("AssocGrpCpuLimit")
     assert describe_wait("QOSMaxWallDurationPerJobLimit").startswith("nothing any more")
+    # scontrol requeuehold, as 22.05's squeue says it
+    assert is_held("job requeued in held state") and "release" in describe_wait("job requeued in held state")
     assert describe_wait("SomethingNew") == "what Slurm calls SomethingNew"
     assert not any(wait.endswith(".") or wait[0].isupper() for wait in WAITS.values())
 

@@ -420,6 +420,7 @@ def test_a_job_that_runs_again_waits_again(place: Place, monkeypatch: pytest.Mon
         job = place.slurm.start(key)
         await place.turn()
         job.word, job.reason, job.started, job.submitted = "PENDING", "BeginTime", 0, place.slurm.now
+        job.restarts = 1
         status = (await place.turn())[key]
         assert status.state is JobState.QUEUED and "put back" in status.waiting_for and status.started is None
         for _ in range(3):  # accounting is asked why, and does not say
@@ -429,6 +430,23 @@ def test_a_job_that_runs_again_waits_again(place: Place, monkeypatch: pytest.Mon
         job.word, job.started = "RUNNING", place.slurm.now
         status = (await place.turn())[key]
         assert (status.restarts, status.state) == (1, JobState.RUNNING)
+
+    run(test())
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_job_that_was_put_back_before_it_was_seen(
+    place: Place, monkeypatch: pytest.MonkeyPatch, restarts: int
+) -> None:
+    async def test() -> None:
+        monkeypatch.setattr(own, "PUT_BACK_WAIT_S", 0)
+        key = await place.submit()
+        place.slurm.advance(1)
+        job = place.slurm.start(key)
+        job.submitted, job.restarts = place.slurm.now, restarts  # 0: the controller's clock is ahead of ours
+        for _ in range(3):
+            status = (await place.turn())[key]
+        assert (status.restarts, bool(status.put_back), status.state) == (restarts, restarts == 1, JobState.RUNNING)
 
     run(test())
 
