@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import pwd
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from person import Person, TerminalClient
@@ -68,6 +71,27 @@ class Site:
         """Return Slurm's ids of a session's jobs, those that have ended too."""
         lines = self.slurm.run("squeue", "-a", "-h", "-t", "all", "-o", "%A|%k").splitlines()
         return [line.split("|")[0] for line in lines if line.endswith(f"portico:{session_id}")]
+
+    def find_processes(self, word: bytes) -> list[int]:
+        """Return the pids of alice's processes with a word in their command line or environment."""
+        uid, found = pwd.getpwnam(self.house.get_name("alice")).pw_uid, []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (
+                    process.stat().st_uid == uid
+                    and word in (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+                ):
+                    found.append(int(process.name))
+        return found
+
+    def submit_as(self, name: str, job_name: bytes, *options: str) -> str:
+        """Submit a job that sleeps, not through Portico; return its id."""
+        account = pwd.getpwnam(self.house.get_name(name))
+        return subprocess.run(
+            [b"sbatch", b"--parsable", b"--output=/dev/null", b"--job-name=" + job_name, *map(str.encode, options)],
+            input=b"#!/bin/sh\nsleep 600\n", env={"PATH": "/usr/bin:/bin", "SLURM_CONF": str(self.slurm.conf)},
+            user=account.pw_uid, group=account.pw_gid, extra_groups=[], cwd="/", capture_output=True, check=True,
+        ).stdout.decode().strip()  # fmt: skip
 
     def cancel_jobs(self) -> None:
         """Cancel all jobs of alice's and bob's."""

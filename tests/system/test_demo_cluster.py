@@ -81,7 +81,7 @@ def find_traces(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("step", ["munge", "accounting", "nodes"])
+@pytest.mark.parametrize("step", ["munge", "database", "accounting", "nodes"])
 def test_down_finds_what_a_killed_up_has_begun(folder: Path, step: str) -> None:
     program = (
         "import sys; from pathlib import Path; from portico.demo import DemoCluster\n"
@@ -92,6 +92,8 @@ def test_down_finds_what_a_killed_up_has_begun(folder: Path, step: str) -> None:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": SOURCE}) as up:
         assert up.stdout
         assert any(line.strip() == step for line in up.stdout)
+        if step == "database":  # in the middle of what makes it, which has children of its own
+            wait_until(lambda: list((folder / "mysql").glob("*")), 20, "the first file of the database")
         up.kill()
     DemoCluster(folder).down()
     assert find_traces(folder) == []

@@ -171,7 +171,9 @@ class DemoCluster:
     def _make_network(self) -> None:
         with hold_lock(Path("/run")):  # two that look at once would find the same subnet
             self._facts["subnet"] = find_free_subnet()
-            (self.folder / "demo.json").write_text(json.dumps(self._facts))
+            facts = self.folder / "demo.json"
+            facts.touch(0o600)
+            facts.write_text(json.dumps(self._facts))
             self.network.up([*self.nodes, *self.elastic])
 
     def _make_files(self) -> None:
@@ -226,8 +228,10 @@ class DemoCluster:
 
     def _start_database(self) -> None:
         folder = self.folder
-        self._run(["mariadb-install-db", "--no-defaults", "--user=mysql", f"--datadir={folder}/mysql",
-                   "--auth-root-authentication-method=socket", "--skip-test-db"], "making the database")  # fmt: skip
+        self._processes.run("mariadb-install-db", [
+            "mariadb-install-db", "--no-defaults", "--user=mysql", f"--datadir={folder}/mysql",
+            "--auth-root-authentication-method=socket", "--skip-test-db",
+        ], self._env)  # fmt: skip
         self._processes.start("mariadbd", [
             "mariadbd", "--no-defaults", "--user=mysql", f"--datadir={folder}/mysql", f"--socket={folder}/db/socket",
             f"--pid-file={folder}/db/pid", "--skip-networking", "--innodb-buffer-pool-size=64M",

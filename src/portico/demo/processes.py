@@ -58,6 +58,26 @@ class Processes:
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(b"go\n")
 
+    def run(self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, timeout_s: float = 60) -> None:
+        """Run a program to its end. Whoever is killed meanwhile leaves it where ``stop`` finds it.
+
+        Raises:
+            Unavailable: It failed, or did not end in time.
+        """
+        self.start(name, argv, env)
+        pid = self.find_pid(name)
+        deadline, status = time.monotonic() + timeout_s, 0
+        try:
+            while pid is not None and not (found := os.waitpid(pid, os.WNOHANG))[0]:
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"{argv[0]} did not end within {timeout_s:g} s.", why=self.read_log(name))
+                time.sleep(0.02)
+            status = os.waitstatus_to_exitcode(found[1]) if pid is not None else 1
+        finally:
+            self.stop(name, signal.SIGKILL)
+        if status:
+            raise Unavailable(f"{argv[0]} failed.", why=self.read_log(name))
+
     def is_running(self, name: str) -> bool:
         """Return whether it runs."""
         return self._find(name) is not None
@@ -85,6 +105,8 @@ class Processes:
             if time.monotonic() > deadline:
                 self.send(name, signal.SIGKILL)
             time.sleep(0.02)
+        if found := self._read().get(name):
+            end_group(int(found["pid"]), int(found["start_ticks"] or 0))
         with hold_lock(self._folder):
             known = self._read()
             known.pop(name, None)
@@ -114,6 +136,7 @@ class Processes:
 
     def _write(self, known: dict[str, Any]) -> None:
         temporary = self._path.with_suffix(".new")
+        temporary.touch(0o600)
         temporary.write_text(json.dumps(known))
         temporary.replace(self._path)
 
@@ -127,6 +150,15 @@ def hold_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def end_group(leader: int, start_ticks: int) -> None:
+    """Kill what is left of the session of a process that is gone: its children that it did not wait for."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(words[3]) == leader != int(process.name) and int(words[19]) >= start_ticks:
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def read_start_ticks(pid: int) -> int | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -42,6 +43,8 @@ CHUNK_BYTES = 256 * 1024
 RECORD_BYTES = 16 * 1024
 """A TLS record's (RFC 8446, 5.1): what OpenSSL may ask to be given again, so more is not given at once."""
 FAREWELL_S = 5.0
+ORPHAN_S = 2.0
+"""How long an app has for its end whose relay was killed."""
 PATH_BYTES = 107
 """What sun_path holds (unix(7)), less its final NUL."""
 
@@ -81,7 +84,7 @@ class Job:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._run = make_run_folder()
+        self._run, self._lock = make_run_folder()
         self._env = {**os.environ, "PORTICO_SOCKET": os.path.join(self._run, "app.sock")}
         runtime = self._env.get("XDG_RUNTIME_DIR", "")
         if not os.access(runtime, os.W_OK):
@@ -110,9 +113,12 @@ class Job:
         return status if status >= 0 else 128 - status
 
     def _start_carrier(self) -> None:
-        # Its standard input is a pipe of ours: it ends when we do, however that happens.
+        assert self._app is not None
+        # Its standard input is a pipe of ours: it ends when we do, however that happens, and ends the app then.
         self._carrier = subprocess.Popen(
-            [sys.executable, "-I", os.path.abspath(__file__), "carry"], stdin=subprocess.PIPE, env=self._env
+            [sys.executable, "-I", os.path.abspath(__file__), "carry", str(self._app.pid)],
+            stdin=subprocess.PIPE,
+            env=self._env,
         )
 
     def _wait(self) -> int:
@@ -149,13 +155,36 @@ class Job:
         shutil.rmtree(self._run, ignore_errors=True)
 
 
-def make_run_folder() -> str:
-    """Return a new folder, 0700 and on this machine, short enough for a socket's path."""
+def make_run_folder() -> tuple[str, int]:
+    """Return a new folder, 0700 and on this machine, short enough for a socket's path, and what keeps it ours.
+
+    That is a lock which ends with this process, however it ends. Folders of relays that were killed are removed.
+    """
     bases = [os.environ.get("XDG_RUNTIME_DIR", ""), os.environ.get("TMPDIR", ""), "/tmp"]  # noqa: S108 - mkdtemp makes a folder of its own there
     for base in bases:
         if base and len(base) < PATH_BYTES - 40 and os.access(base, os.W_OK | os.X_OK):
-            return tempfile.mkdtemp(prefix="portico-", dir=base)
+            remove_left_folders(base)
+            folder = tempfile.mkdtemp(prefix="portico-", dir=base)
+            making = os.path.join(folder, "lock.new")
+            lock = os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.rename(making, os.path.join(folder, "lock"))  # nobody sees it unlocked
+            return folder, lock
     raise OSError("there is no folder for the app's socket")
+
+
+def remove_left_folders(base: str) -> None:
+    """Remove this user's folders there whose relay is no more: all that is left of a job that was killed."""
+    for entry in os.scandir(base):
+        with contextlib.suppress(OSError):
+            if entry.name.startswith("portico-") and entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                flags = os.O_RDWR | os.O_NOFOLLOW
+                lock = os.open(os.path.join(entry.path, "lock"), flags)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                finally:
+                    os.close(lock)
 
 
 # the second process: the streams
@@ -171,7 +200,7 @@ class Carrier:
     """
 
     def __init__(self, session: str, settings: Json, app_path: str) -> None:
-        self._session, self._app_path = session, app_path
+        self._session, self.app_path = session, app_path
         self._token: str = settings["token"]
         self._hosts: list[tuple[str, int]] = [(str(host), int(port)) for host, port in settings["hosts"]]
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -248,7 +277,7 @@ class Carrier:
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.setblocking(False)
-            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, self._app_path), APP_S)
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, self.app_path), APP_S)
             credentials = struct.Struct("3i")
             peer = credentials.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
             if peer[1] != os.geteuid():
@@ -264,7 +293,7 @@ class Carrier:
         Raises:
             OSError: There is none on this node, or its files can't be written.
         """
-        folder = os.path.join(os.path.dirname(self._app_path), "ssh")
+        folder = os.path.join(os.path.dirname(self.app_path), "ssh")
         sock, sshd = await asyncio.get_running_loop().run_in_executor(None, start_sshd, folder, files)
         self._sshds = [one for one in self._sshds if one.poll() is None] + [sshd]
         return sock
@@ -499,14 +528,24 @@ def describe(error: BaseException) -> str:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]
 
 
-async def carry(folder: str) -> None:
-    """Carry until our parent ends."""
+async def carry(folder: str, app: int) -> None:
+    """Carry until our parent ends; if that did not end what it started, do so: Slurm need not see such orphans.
+
+    Args:
+        folder: The session's.
+        app: The app's process, which leads a group of its own.
+    """
     carrier = Carrier(os.environ["PORTICO_SESSION"], read_settings(folder), os.environ["PORTICO_SOCKET"])
     loop = asyncio.get_running_loop()
     running = loop.create_task(carrier.run())
     loop.add_reader(0, running.cancel)  # nobody writes to it: it is our parent's end
     with contextlib.suppress(asyncio.CancelledError):
         await running
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(OSError):
+            os.killpg(app, number)
+            await asyncio.sleep(ORPHAN_S)
+    shutil.rmtree(os.path.dirname(carrier.app_path), ignore_errors=True)
 
 
 def main() -> int:
@@ -514,8 +553,8 @@ def main() -> int:
     os.umask(0o077)
     folder = os.environ["PORTICO_SESSION_DIR"]
     try:
-        if sys.argv[1:] == ["carry"]:
-            asyncio.run(carry(folder))
+        if sys.argv[1:2] == ["carry"]:
+            asyncio.run(carry(folder, int(sys.argv[2])))
             return 0
         read_settings(folder)
         return Job(folder).run()

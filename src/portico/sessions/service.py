@@ -347,13 +347,13 @@ class Sessions:
             require(who, Permission.SESSION_STOP)
         if session.state is SessionState.ENDED:
             return session
+        scheduler, keeper = self._find_place(session.cluster).cluster.scheduler, self._keepers[session.cluster]
         reason = Reason.STOPPED if session.user_name == who.user_name else Reason.STOPPED_BY_ADMIN
         changed = await self._rows.update(
             session_id,
             lambda s: replace(s, waiting_for=WAIT_END) if s.state is not SessionState.ENDED else None,
             lambda tx: tx.add_audit(who.user_name, Permission.SESSION_STOP, session_id, session.user_name, who.address),
         )
-        scheduler, keeper = self._find_place(session.cluster).cluster.scheduler, self._keepers[session.cluster]
         try:
             await scheduler.cancel(session_id, reason)
         except NotFound:  # its spool was lost: then it is looked for now, and not at the keeper's next turn

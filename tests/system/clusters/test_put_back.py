@@ -39,16 +39,11 @@ def lasting(lasting_site: Site) -> Iterator[Site]:
 @contextmanager
 def all_nodes_needed(site: Site) -> Iterator[None]:
     """Have a job of bob's in a partition of higher priority need every node."""
-    bob = pwd.getpwnam(site.house.get_name("bob"))
-    done = subprocess.run(
-        ["sbatch", "--parsable", "--partition=batch", "--nodes=3", "--exclusive", "--output=/dev/null"],
-        input="#!/bin/sh\nsleep 600\n", env={"PATH": "/usr/bin:/bin", "SLURM_CONF": str(site.slurm.conf)},
-        user=bob.pw_uid, group=bob.pw_gid, extra_groups=[], cwd="/", capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    job = site.submit_as("bob", b"big", "--partition=batch", "--nodes=3", "--exclusive")
     try:
         yield
     finally:
-        site.slurm.run("scancel", done.stdout.strip())
+        site.slurm.run("scancel", job)
 
 
 def wait_for_restart(site: Site, session_id: str, timeout_s: float = 60) -> dict[str, Any]:
