@@ -126,7 +126,8 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     sessions = Sessions(store, config, catalog, machine, places)
     doors = Doors(store, config, accounts, sessions.connect)
     templates = Templates([Path(folder) for folder in config.job_template_dirs])
-    jobs = Jobs(rows, machine, runner, [place.cluster for place in places], sessions.notices, templates)
+    clusters = [place.cluster for place in places]
+    jobs = Jobs(rows, machine, runner, clusters, sessions.notices, templates, Path(config.state_dir) / "samples")
     events = Events(store, config, accounts, sessions, machine)
     await asyncio.to_thread(lambda: authority.user_public)  # sshd waits for it
     entry = SshEntry(store, config, machine.end_ssh)

@@ -12,6 +12,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 from portico.accounts import Permission, may, require
@@ -106,6 +107,7 @@ class Jobs:
         clusters: All clusters; those without batch jobs are left out.
         notices: Where users are told of ends.
         templates: Scripts to begin with; by default Portico's own.
+        samples: Folder where the last day of each cluster is kept; by default nowhere.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Jobs:
         clusters: Sequence[Cluster],
         notices: Notices,
         templates: Templates | None = None,
+        samples: Path | None = None,
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._rows = rows
@@ -128,7 +131,7 @@ class Jobs:
         self.templates = templates or Templates()
         self._clock = clock
         self._indexes: dict[str, tuple[Queue, JobIndex]] = {}
-        self._samples = {name: Samples() for name in self._clusters}
+        self._samples = {name: Samples(samples and samples / f"{name}.jsonl") for name in self._clusters}
 
     @property
     def clusters(self) -> list[Cluster]:
@@ -171,7 +174,7 @@ class Jobs:
         if queue.trouble is None:
             found = await cluster.scheduler.get_capacity()
             sample = Sample(self._clock(), found.cores, found.cores_held, found.running, found.queued)
-            self._samples[cluster.name].add(sample)
+            await asyncio.to_thread(self._samples[cluster.name].add, sample)
 
     async def _tidy(self, cluster: Cluster) -> None:
         """Tell of ends, and forget what a scheduler keeps of submissions for us once they are in its own records."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from portico.cli.jobs import find_new
 from portico.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from portico.jobs import Action, Column, JobFilter, JobOptions, Jobs, JobState, Templates, Wanted
 from portico.jobs import files as job_files
-from portico.jobs.samples import draw_line
+from portico.jobs.samples import KEPT, Sample, Samples, draw_line
 from portico.model import Identity, NoticeKind, Reason, Role, Via
 from portico.schedulers.clusters import Cluster
 from portico.schedulers.slurm.command import Result
@@ -23,6 +24,7 @@ from portico.sessions.changes import Changes
 from portico.sessions.rows import Rows
 
 T = TypeVar("T")
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SCRIPT = "#!/bin/sh\nhostname\n"
 
 
@@ -243,8 +245,27 @@ def test_there_is_no_other_cluster(office: Office) -> None:
 
 
 def test_lines_are_drawn_to_their_top() -> None:
-    assert draw_line([0, 5, 10], 10, 100, 50) == "0.0,50.0 50.0,25.0 100.0,0.0"
-    assert draw_line([1], 10) == draw_line([1, 2], 0) == ""
+    times = [START, START + timedelta(minutes=1), START + timedelta(minutes=10)]
+    assert draw_line(list(zip(times, [0, 5, 10], strict=True)), 10, 100, 50) == "0.0,50.0 10.0,25.0 100.0,0.0"
+    assert draw_line([(START, 1)], 10) == draw_line([(START, 1), (START, 2)], 0) == ""
+
+
+def test_the_drawn_day_outlives_the_portal(tmp_path: Path) -> None:
+    path = tmp_path / "samples" / "big.jsonl"
+    kept = Samples(path)
+    for minute in range(0, 3 * KEPT, 2):
+        kept.add(Sample(START + timedelta(minutes=minute), 12, minute % 12, 1, minute))
+    with open(path, "a") as file:
+        file.write('["2026-01-01T00:00:00", 1, 1, 1, 1]\nrubbish\n[1]\n["2026')  # a time without zone, a torn line
+    again = Samples(path)
+    assert again.list() == kept.list() and len(again.list()) == KEPT // 2
+    for minute in range(3 * KEPT):
+        again.add(Sample(START + timedelta(days=9, minutes=minute), 12, 1, 1, 1))
+    assert len(path.read_text().splitlines()) <= 2 * KEPT and len(again.list()) == KEPT
+    path.unlink()
+    path.mkdir()  # a disk that does not take it
+    again.add(Sample(START + timedelta(days=20), 12, 1, 1, 1))
+    assert len(again.list()) == 1
 
 
 @pytest.mark.parametrize(

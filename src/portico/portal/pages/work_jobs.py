@@ -291,8 +291,8 @@ async def show_cluster(request: Request, who: Who, cluster: str) -> Response:
         nodes=await jobs.list_nodes(cluster),
         queue=await jobs.count_queue(cluster),
         samples=samples,
-        held=draw_line([one.cores_held for one in samples], most_cores),
-        queued=draw_line([float(one.queued) for one in samples], float(most_queued)),
+        held=draw_line([(one.at, one.cores_held) for one in samples], most_cores),
+        queued=draw_line([(one.at, float(one.queued)) for one in samples], float(most_queued)),
         most_cores=most_cores,
         most_queued=most_queued,
     )
