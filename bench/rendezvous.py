@@ -111,7 +111,7 @@ class Way:
         }  # fmt: skip
         (folder / "relay.json").touch(0o600)
         (folder / "relay.json").write_text(json.dumps(settings))
-        names = {"PORTICO_SESSION": SESSION, "PORTICO_SESSION_DIR": str(folder), "TMPDIR": "/tmp"}  # noqa: S108
+        names = {"PORTICO_SESSION": SESSION, "PORTICO_SESSION_DIR": str(folder), "TMPDIR": "/tmp"}
         relay = subprocess.Popen(
             ["/usr/bin/python3", "-I", str(ROOT / "src/portico/relay/relay.py")], env={**env, **names},
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
