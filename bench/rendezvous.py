@@ -56,13 +56,13 @@ while True:
 """
 SERVE = """
 import asyncio, socket, sys
-from portico.cli.relay_files import make_context
+from portico.cli.relay_files import RelayTls
 from portico.config import Config
 from portico.gateway import rendezvous
 from portico.gateway.plane import PlaneLoop
 listener = socket.socket(fileno=int(sys.argv[3]))
 with asyncio.Runner(loop_factory=PlaneLoop) as runner:
-    runner.run(rendezvous.serve(sys.argv[1], listener, make_context(Config(state_dir=sys.argv[2]))))
+    runner.run(rendezvous.serve(sys.argv[1], listener, RelayTls(Config(state_dir=sys.argv[2]))))
 """
 
 

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -112,10 +113,12 @@ async def _run(config: Config, store: Store, listeners: Mapping[str, socket.sock
     relays = None
     rows, runner = Rows(store, Changes()), CommandRunner(machine)
     if config.clusters:
-        certificate = read_certificate(config)
+        read_certificate(config)  # what can't be made is told now
         relays = Relays(read_secret(config), lambda session_id: rows.read(lambda tx: tx.find_session(session_id)))
         places += [
-            RemotePlace(one, config, machine, make_scheduler(one, config, runner), relays, certificate)
+            RemotePlace(
+                one, config, machine, make_scheduler(one, config, runner), relays, partial(read_certificate, config)
+            )
             for one in config.clusters
         ]
     folders = [find_catalog(), *(Path(folder) for folder in config.catalog_dirs)]

@@ -98,13 +98,13 @@ def _become(name: str) -> None:
 
         run_sshd(config)
     elif name == "rendezvous":
-        from portico.cli.relay_files import make_context
+        from portico.cli.relay_files import RelayTls
         from portico.gateway import rendezvous
         from portico.gateway.plane import PlaneLoop
 
         listener = _take_socket(descriptors, "listen-relays")
         with asyncio.Runner(loop_factory=PlaneLoop) as runner:
-            runner.run(rendezvous.serve(config.socket_paths["relays"], listener, make_context(config)))
+            runner.run(rendezvous.serve(config.socket_paths["relays"], listener, RelayTls(config)))
     elif name.partition("-")[0] == "gateway":
         from portico.gateway.plane import PlaneLoop
 

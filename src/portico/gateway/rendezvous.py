@@ -264,8 +264,8 @@ class Rendezvous:
 
     # connections from relays
 
-    async def listen(self, listener: socket.socket, tls: ssl.SSLContext) -> None:
-        """Accept connections until cancelled."""
+    async def listen(self, listener: socket.socket, tls: Callable[[], ssl.SSLContext]) -> None:
+        """Accept connections until cancelled, each with the context that there is then."""
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAD_S * 1000))
@@ -276,7 +276,7 @@ class Rendezvous:
                 try:
                     for _ in range(_ACCEPTED_AT_ONCE):
                         sock, _ = listener.accept()
-                        self._accept(sock, tls)
+                        self._accept(sock, tls())
                 except BlockingIOError:
                     pass
                 except OSError as error:  # EMFILE and the like: connections wait in the backlog meanwhile
@@ -444,7 +444,7 @@ class Rendezvous:
 
 
 async def serve(
-    path: str, listener: socket.socket, tls: ssl.SSLContext, on_ready: Callable[[], None] = lambda: None
+    path: str, listener: socket.socket, tls: Callable[[], ssl.SSLContext], on_ready: Callable[[], None] = lambda: None
 ) -> None:
     """Serve until cancelled, on a PlaneLoop."""
     hub = Rendezvous(path)

@@ -43,7 +43,7 @@ class RemotePlace:
 
     Args:
         settings: The cluster's.
-        certificate: What relays trust, PEM.
+        certificate: Returns what relays trust, PEM; reads the disk.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class RemotePlace:
         machine: BrokerMachine,
         scheduler: SlurmScheduler,
         relays: Relays,
-        certificate: str,
+        certificate: Callable[[], str],
         clock: Callable[[], datetime] = now,
     ) -> None:
         self.cluster = Cluster(settings.name, settings.title, settings.kind, scheduler)
@@ -113,7 +113,7 @@ class RemotePlace:
         host = self._settings.relay_host or self._config.host
         settings = {
             "hosts": [[host, self._config.relay_port]],
-            "certificate": self._certificate,
+            "certificate": await asyncio.to_thread(self._certificate),
             "token": self._relays.make_token(session.id),
         }
         programs = await asyncio.to_thread(_read_programs)

@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from portico import wire
-from portico.cli.relay_files import make_context, read_certificate, read_secret
+from portico.cli.relay_files import RelayTls, read_certificate, read_secret
 from portico.config import Config
 from portico.errors import Forbidden, PorticoError, Unavailable
 from portico.gateway.lines import LINE_BYTES, Hello, LineReader, NotUnderstood, parse_first
@@ -46,6 +47,7 @@ class Hub:
         self.config = Config(state_dir=str(folder / "state"), run_dir=str(folder))
         self.folder = folder
         self.token = "right"
+        self.later_s = 0.0
         self.gone: list[str] = []
         self.hellos: list[list[Any]] = []
         self.channel: wire.Channel | None = None
@@ -70,7 +72,7 @@ class Hub:
         self.port = self.tcp.getsockname()[1]
         self.hub = Rendezvous(path)
         tasks = [
-            asyncio.create_task(self.hub.listen(self.tcp, make_context(self.config))),
+            asyncio.create_task(self.hub.listen(self.tcp, RelayTls(self.config, lambda: time.time() + self.later_s))),
             asyncio.create_task(self.hub.run()),
             asyncio.create_task(self.hub.sweep()),
         ]
@@ -425,4 +427,30 @@ def test_secrets_are_made_once_and_are_the_portals_alone(tmp_path: Path) -> None
     assert read_certificate(config) == read_certificate(config)
     assert "PRIVATE" not in read_certificate(config)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "relay").iterdir()}
-    assert modes == {"secret": 0o600, "relay.pem": 0o600}
+    assert modes == {"secret": 0o600, "relay.pem": 0o600, "next.pem": 0o600}
+
+
+def test_a_renewed_certificate_cuts_nobody(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Hub(tmp_path).serving() as hub, relaying(hub, tmp_path, ECHO):
+            await until_connected(hub)
+            reader, writer = await open_soon(hub)
+            assert await reader.readexactly(4) == b"HEY\n"
+            before = read_certificate(hub.config)
+            in_use, following = (f"-----BEGIN{pem}" for pem in before.split("-----BEGIN")[1:])
+            for days, renewed in ((20, False), (364, False), (366, True), (367, True)):
+                hub.later_s = days * 86400.0
+                _, other = await hub.dial()  # somebody comes, and the rendezvous looks at the time
+                shown = other.get_extra_info("ssl_object").getpeercert(binary_form=True)
+                assert ssl.DER_cert_to_PEM_cert(shown).strip() == (following if renewed else in_use).strip()
+                other.close()
+            after = read_certificate(hub.config)
+            assert after.startswith(following) and in_use not in after
+            writer.write(b"still\n")  # the stream that was open
+            assert await reader.readline() == b"still\n"
+            again, second = await open_soon(hub)  # and a new one of the same relay, which has both
+            assert await again.readexactly(4) == b"HEY\n"
+            writer.close()
+            second.close()
+
+    run(test())
