@@ -547,13 +547,13 @@ def test_closing_finishes_what_is_in_flight_and_nothing_else() -> None:
             await until(lambda: rig.portal.http_connections)
             begin = time.monotonic()
             await rig.gateway.close()
-            assert 0.1 < time.monotonic() - begin < 2
+            assert 0.1 < time.monotonic() - begin < 30, "it waited for the answer, and no longer than for that"
             reply = await raw.answer()
             assert (reply.body, reply.all("connection")) == (b"ok", ["close"])
         assert await idle.rest() == b""
         await idle.close()
 
-    run(body)
+    run(body, limits=Limits(close_s=60))
 
 
 def test_an_app_that_is_a_stream_needs_an_upgrade() -> None:
