@@ -39,6 +39,13 @@ class SeatView:
     sessions: tuple[Session, ...]
     last_seen: datetime | None
 
+    @property
+    def can_be_helped(self) -> bool:
+        """Whether somebody is there to agree, and a desktop or terminal to agree to."""
+        return self.seat.state is SeatState.TAKEN and any(
+            one.state is SessionState.READY and one.reach is not Reach.HTTP for one in self.sessions
+        )
+
 
 @dataclass(frozen=True)
 class SeatSecret:

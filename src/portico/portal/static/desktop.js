@@ -3,7 +3,7 @@
 
 import RFB from "./vendor/novnc/core/rfb.js";
 import KeyTable from "./vendor/novnc/core/input/keysym.js";
-import { makeBackoff, reloadIfGone, say, screen, stage, tool, url, viewOnly } from "./stage.js";
+import { guest, makeBackoff, reloadIfGone, say, screen, stage, tool, url, viewOnly } from "./stage.js";
 
 const backoff = makeBackoff();
 const text = stage.querySelector("[data-panel=clipboard] textarea");
@@ -20,7 +20,7 @@ function connect() {
     rfb = new RFB(screen, url, { shared: true, wsProtocols: ["binary"] });
     rfb.viewOnly = viewOnly; // what really keeps a viewer's hands off is the gateway
     rfb.scaleViewport = true;
-    rfb.resizeSession = !viewOnly;
+    rfb.resizeSession = !viewOnly && !guest;
     rfb.focusOnClick = true;
     rfb.background = "#0c1016";
     rfb.qualityLevel = Number(tool("quality")?.value ?? 6);
@@ -47,11 +47,12 @@ async function takeClipboard(content) {
   if (text) text.value = content;
   if (content === sent) return;
   sent = content;
+  if (guest) return; // whose clipboards are two people's: only the panel goes between them
   try { await navigator.clipboard.writeText(content); } catch { /* not allowed, or not focused: the panel has it */ }
 }
 
 async function offerClipboard() {
-  if (viewOnly || !largestIn || !navigator.clipboard?.readText) return;
+  if (viewOnly || guest || !largestIn || !navigator.clipboard?.readText) return;
   try {
     const content = await navigator.clipboard.readText();
     if (content && content !== sent) give(content);

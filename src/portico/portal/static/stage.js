@@ -3,6 +3,7 @@
 export const stage = document.querySelector(".stage");
 export const screen = stage.querySelector("[data-screen]");
 export const viewOnly = "viewOnly" in stage.dataset;
+export const guest = "guest" in stage.dataset; // who types and points in a colleague's session: the size is its owner's
 export const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${stage.dataset.stream}`;
 
 const link = stage.querySelector("[data-link]");

@@ -4,7 +4,7 @@
 import { Terminal } from "./vendor/xterm/xterm.mjs";
 import { FitAddon } from "./vendor/xterm/addon-fit.mjs";
 import { WebLinksAddon } from "./vendor/xterm/addon-web-links.mjs";
-import { CUT, makeBackoff, reloadIfGone, say, screen, stage, tool, url, viewOnly } from "./stage.js";
+import { CUT, guest, makeBackoff, reloadIfGone, say, screen, stage, tool, url, viewOnly } from "./stage.js";
 
 const terminal = new Terminal({
   fontFamily: 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace',
@@ -47,7 +47,7 @@ function sendSize() {
   const view = new DataView(bytes.buffer);
   view.setUint16(0, terminal.cols);
   view.setUint16(2, terminal.rows);
-  if (!viewOnly) send("r", bytes);
+  if (!viewOnly && !guest) send("r", bytes);
 }
 
 function take(kind, payload) {
@@ -136,7 +136,7 @@ function changeFont(step) {
 tool("smaller")?.addEventListener("click", () => changeFont(-1));
 tool("larger")?.addEventListener("click", () => changeFont(1));
 
-new ResizeObserver(() => { if (!viewOnly) fit.fit(); }).observe(screen);
+new ResizeObserver(() => { if (!viewOnly && !guest) fit.fit(); }).observe(screen);
 terminal.focus();
 stay();
 window.porticoTerminal = terminal;
