@@ -22,6 +22,7 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 from person import Person, TerminalClient
+from rfb import RfbClient
 from running import PASSWORD, RunningPortico, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]

@@ -17,7 +17,7 @@ from portico.errors import Conflict, Invalid, NotFound
 from portico.events.access import get_managed
 from portico.events.seat_secrets import hash_foreign_secret, hash_secret, make_secret
 from portico.events.settings import SEATS_MAX
-from portico.model import Event, EventState, Identity, Registration, Seat, SeatState, Session
+from portico.model import Event, EventState, Identity, Reach, Registration, Seat, SeatState, Session, SessionState
 from portico.sessions import Sessions
 from portico.sessions.rows import Rows
 from portico.store import Transaction

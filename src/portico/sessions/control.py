@@ -29,7 +29,7 @@ KEEPER: Final = "portico"
 
 @dataclass(frozen=True)
 class Controls:
-    """What an owner is asked, and who may control what of theirs, with the sessions; ``minutes`` is how long at most."""
+    """What an owner is asked, and who controls what of theirs, with the sessions; ``minutes`` is how long at most."""
 
     asks: tuple[tuple[Ask, Session], ...]
     shares: tuple[tuple[Share, Session], ...]

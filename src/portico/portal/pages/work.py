@@ -222,16 +222,12 @@ async def show_shares(request: Request, who: Who, session_id: str) -> Response:
     return await _show_shares(request, who, session_id)
 
 
-async def _show_shares(
-    request: Request, who: Identity, session_id: str, error: PorticoError | None = None
-) -> Response:
+async def _show_shares(request: Request, who: Identity, session_id: str, error: PorticoError | None = None) -> Response:
     context = get_context(request)
     session = await context.sessions.get_session(who, session_id)
     shares = await context.sessions.list_shares(who, session_id)
     minutes = context.config.control_minutes
-    return render(
-        request, "share.html", who, session=session, shares=shares, minutes=minutes, at=now(), error=error
-    )
+    return render(request, "share.html", who, session=session, shares=shares, minutes=minutes, at=now(), error=error)
 
 
 @router.post("/sessions/{session_id}/unshare")

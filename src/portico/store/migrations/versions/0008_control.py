@@ -23,9 +23,7 @@ def upgrade() -> None:
         sa.Column("viewer_name", sa.String(length=32), nullable=False),
         sa.Column("at", UtcTime, nullable=False),
         sa.Column("brief", sa.Boolean(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["session_id"], ["sessions.id"], name=op.f("fk_asks_session_id"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["session_id"], ["sessions.id"], name=op.f("fk_asks_session_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_asks")),
         sqlite_autoincrement=True,
     )
