@@ -35,7 +35,7 @@ export const CUT = 4001;
 
 // Taken back, ended, signed out, or only a lost connection? The page knows; if it is another one now, it is loaded anew.
 export async function reloadIfGone() {
-  const answer = await fetch(location.href, { redirect: "manual" }).catch(() => null);
+  const answer = await fetch(location.href, { redirect: "manual", signal: AbortSignal.timeout(5000) }).catch(() => null);
   if (answer && !answer.ok && answer.status < 500) location.reload();
 }
 
