@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,18 +24,10 @@ sys.path[:0] = [str(ROOT / path) for path in ("src", "tests/support", "tests/bro
 
 from playwright.sync_api import sync_playwright  # noqa: E402
 from running import RunningPortico, find_reason_to_skip  # noqa: E402
-from slow_desktop import LAG, LinkedLine, picture_shown  # noqa: E402
+from slow_desktop import LAG, LinkedLine, picture_shown, read_queued_bytes  # noqa: E402
 from visitor import Visitor  # noqa: E402
 
 LAG_MOST_MS: Final = 30_000
-
-
-def read_queued_bytes(port: int) -> int:
-    """Return what the kernel holds at most for one client of a port, sent or not."""
-    said = subprocess.run(
-        ["ss", "-tnH", "state", "established", f"sport = :{port}"], capture_output=True, text=True, check=True
-    ).stdout
-    return max((int(line.split()[1]) for line in said.splitlines()), default=0)
 
 
 def measure(page: Any, line: LinkedLine, port: int, rate: float, keys: int, settle_s: float) -> str:
@@ -64,6 +55,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=12)
     parser.add_argument("--settle", type=float, default=12.0, metavar="S", help="before each measurement")
     parser.add_argument("--fps", type=float, default=15.0)
+    parser.add_argument("--quality", default="auto", choices=["auto", "9", "6", "2"], help="what the menu is set to")
     options = parser.parse_args()
     if reason := find_reason_to_skip():
         sys.exit(reason)
@@ -73,11 +65,16 @@ def main() -> None:
         with LinkedLine(portico.port) as line, sync_playwright() as playwright:
             chromium = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"),
-                args=["--no-sandbox", "--disable-gpu", f"--host-resolver-rules=MAP localhost:{portico.port} 127.0.0.1:{line.port}"],
+                args=[
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    f"--host-resolver-rules=MAP localhost:{portico.port} 127.0.0.1:{line.port}",
+                ],
             )
             visitor = Visitor(chromium, portico.url, portico.admin_link)
             session_id = visitor.start("Desktop (light)")
             visitor.wait_desktop(colours=10)
+            visitor.page.select_option("[data-do=quality]", options.quality)
             with picture_shown(portico.admin_name, session_id, options.fps):
                 visitor.page.wait_for_timeout(4000)
                 for rate in options.rates:

@@ -107,7 +107,9 @@ def main() -> None:
     window, context, field = (display.base | number for number in (WINDOW, CONTEXT, FIELD_CONTEXT))
     events = 0x1 | 0x8000  # KeyPress, Exposure
     display.send(
-        1, display.depth, struct.pack("<IIhhHHHHIIII", window, display.root, 0, 0, WIDTH, HEIGHT, 0, 1, 0, 0xA00, 1, events)
+        1,
+        display.depth,
+        struct.pack("<IIhhHHHHIIII", window, display.root, 0, 0, WIDTH, HEIGHT, 0, 1, 0, 0xA00, 1, events),
     )  # CreateWindow: override-redirect, so that no window manager moves it
     display.send(55, 0, struct.pack("<III", context, window, 0))
     display.send(55, 0, struct.pack("<IIII", field, window, 4, COLOURS[0]))

@@ -106,3 +106,11 @@ def picture_shown(name: str, session_id: str, fps: float = 15) -> Iterator[subpr
     finally:
         process.kill()
         process.wait()
+
+
+def read_queued_bytes(port: int) -> int:
+    """Return what the kernel holds at most for one client of a port, sent or not."""
+    said = subprocess.run(
+        ["ss", "-tnH", "state", "established", f"sport = :{port}"], capture_output=True, text=True, check=True
+    ).stdout
+    return max((int(line.split()[1]) for line in said.splitlines()), default=0)

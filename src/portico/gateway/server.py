@@ -224,7 +224,7 @@ class Gateway:
 
 
 def tune(listener: socket.socket, limits: Limits) -> None:
-    """Send small things at once, keep little, and notice a client that is gone or takes nothing for ``dead_s`` (tcp(7)).
+    """Send small things at once, keep little, and notice who is gone or takes nothing for ``dead_s`` (tcp(7)).
 
     On Linux what is accepted inherits all of it, which saves four calls for each connection.
     """

@@ -41,7 +41,11 @@ function connect(patience) {
     rfb = new Desktop(screen, socket, { shared: true });
     const own = rfb;
     const leave = () => { clearTimeout(attempt); stop(); resolve(wasThere); };
-    const giveUp = () => { leave(); own.disconnect(); };
+    const giveUp = () => {
+      leave();
+      own.disconnect();
+      socket.onclose?.(new CloseEvent("close")); // who would answer has gone
+    };
     const attempt = setTimeout(giveUp, ATTEMPT_MS * patience);
     rfb.viewOnly = viewOnly; // what really keeps a viewer's hands off is the gateway
     rfb.scaleViewport = true;
