@@ -23,7 +23,8 @@ from workshop_bench.clients import Event, Visit, parse_plan
 from workshop_bench.person import COLUMNS, LOST_S, PROMPT, WORDS
 
 OPEN_S: Final = 30.0
-SIZE: Final = {"width": 1280, "height": 900}
+WIDTH, HEIGHT = 1280, 800
+"""Of the desktops, to which the windows of these browsers are fitted: another size would move what is on them."""
 
 PICTURED: Final = """() => { const c = document.querySelector(".screen canvas"); if (!c || !c.width) return false;
   const d = new Uint32Array(c.getContext("2d").getImageData(0, 0, c.width, Math.min(c.height, 200)).data.buffer);
@@ -77,14 +78,24 @@ class Sitter:
                 await typing
 
     async def _open(self, browser: Browser) -> Page:
-        context = await browser.new_context(viewport=SIZE)  # type: ignore[arg-type]
+        async with contextlib.AsyncExitStack() as stack:
+            plain = await browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, java_script_enabled=False)
+            stack.push_async_callback(plain.close)
+            await plain.add_cookies(self._cookies)
+            page = await plain.new_page()
+            await page.goto(self._visit.way.page)
+            box = await page.locator(".screen").bounding_box()
+        bars = HEIGHT - round(box["height"]) if box else 0
+        context = await browser.new_context(viewport={"width": WIDTH, "height": HEIGHT + bars})
+        await context.add_cookies(self._cookies)
+        return await context.new_page()
+
+    @property
+    def _cookies(self) -> list[Any]:
         cookies = self._visit.way.headers.partition("Cookie: ")[2].partition("\r\n")[0]
         url = self._visit.way.page
-        await context.add_cookies(
-            [{"name": name, "value": value, "url": url} for part in cookies.split("; ") if part
-             for name, _, value in [part.partition("=")]]
-        )  # fmt: skip
-        return await context.new_page()
+        pairs = (part.partition("=") for part in cookies.split("; ") if part)
+        return [{"name": name, "value": value, "url": url} for name, _, value in pairs]
 
     async def _follow(self, page: Page) -> None:
         """Tell when the page has lost its connection, and has it again."""

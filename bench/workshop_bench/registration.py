@@ -97,7 +97,7 @@ def register_all(portico: Any, seats: int, make_person: Callable[[str], Any]) ->
     seated: list[Seat] = []
     for person, (_, _, answer) in zip(people, answers, strict=True):
         if answer.status_code == 303 and answer.headers["location"] == f"/e/{SLUG}/card":
-            name = str(person.http.get("/api/v1/me").raise_for_status().json()["user_name"])
+            name = str(person.http.get("/api/v1/me").raise_for_status().json()["name"])
             seated.append(Seat(len(seated), person, name))
             continue
         if answer.status_code == 200 and "waiting" in answer.text:
