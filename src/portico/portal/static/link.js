@@ -36,7 +36,7 @@ export class Quality {
   static LEVELS = [0, 1, 2, 4, 6, 8];
   static LATE_MS = 350;
   static VERY_LATE_MS = 1200;
-  static GOOD_MS = 120;
+  static GOOD_MS = 200;
   static BEST_OF = 60; // answers
   static PATIENCE = [5, 80]; // good answers in a row until it rises, at first and at most
   static REGRET = 15; // answers after a rise within which a fall takes it back
