@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 from running import RunningPortico
 from slow_desktop import LAG, LinkedLine, picture_shown, read_queued_bytes
 from visitor import Visitor
@@ -36,22 +37,13 @@ def line(portico: RunningPortico) -> Iterator[LinkedLine]:
 
 
 @pytest.fixture(scope="module")
-def visitor(portico: RunningPortico, line: LinkedLine) -> Iterator[Visitor]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("chromium is not installed: run ./portico test")
-    arguments = [
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--host-resolver-rules=MAP localhost:{portico.port} 127.0.0.1:{line.port}",
-    ]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
-        link = (
-            portico.cli("user", "add", portico.get_name("wendy"), "--json").stdout.split('"link": "')[1].split('"')[0]
-        )
-        yield Visitor(browser, portico.url, link)
-        browser.close()
+def visitor(portico: RunningPortico, line: LinkedLine, chromium: Browser) -> Iterator[Visitor]:
+    rules = f"--host-resolver-rules=MAP localhost:{portico.port} 127.0.0.1:{line.port}"
+    arguments = ["--no-sandbox", "--disable-gpu", rules]
+    browser = chromium.browser_type.launch(executable_path=shutil.which("chromium"), args=arguments)
+    made = json.loads(portico.cli("user", "add", portico.get_name("wendy"), "--json").stdout)
+    yield Visitor(browser, portico.url, str(made["link"]))
+    browser.close()
 
 
 @pytest.fixture(scope="module")
