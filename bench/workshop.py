@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A workshop on this machine: N users with a desktop and a live client each, Portico beside the classical set-up.
+"""A workshop on this machine: N seats of an event, registered for within a second, with a desktop and a live client
+each, two of them real Chromium; Portico beside the classical set-up.
 
     python bench/workshop.py                       60 seats with XFCE; about 10 minutes, 9 GB
     python bench/workshop.py --seats 4 --app desktop-light
@@ -29,13 +30,15 @@ sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "src"), str(ROOT / "tests/suppor
 from gateway_bench import install  # noqa: E402
 from gateway_bench.figures import PORTICO, interleave  # noqa: E402
 from gateway_bench.processes import Bystanders, Running, raise_descriptor_limit  # noqa: E402
-from running import RunningPortico, find_reason_to_skip  # noqa: E402
+from person import Person  # noqa: E402
+from running import INSTALL_DIR, RunningPortico, find_reason_to_skip  # noqa: E402
 from workshop_bench import report  # noqa: E402
 from workshop_bench.classical import Classical, classical_started  # noqa: E402
 from workshop_bench.connection import Way  # noqa: E402
-from workshop_bench.desktops import MEMORY_GB, SETTLED_WINDOWS, Seat, register, start_all  # noqa: E402
+from workshop_bench.desktops import MEMORY_GB, SETTLED_WINDOWS, Seat, start_all  # noqa: E402
 from workshop_bench.kill import kill_all  # noqa: E402
 from workshop_bench.load import Load, Round, run_round  # noqa: E402
+from workshop_bench.registration import WITHIN_S, make_event, register_all  # noqa: E402
 from workshop_bench.report import CLASSICAL, NONE  # noqa: E402
 
 DESCRIPTORS: Final = 16_384
@@ -56,7 +59,7 @@ def measure_bridge(
     tell(f"{name}: {len(seats)} people for {load.live_s:g} s")
     counted: dict[str, list[Running]] = {}
     if name == PORTICO:
-        ways = [seat.find_way(portico) for seat in seats]
+        ways = [seat.find_way(portico, in_browser=seat.number < load.browsers) for seat in seats]
         pids = portico.pids
         counted["bridge"] = [Running(pids["gateway"], folder)]
         counted["portal"] = [Running(pids["portal"], folder)]
@@ -74,28 +77,31 @@ def measure(options: argparse.Namespace, portico: RunningPortico, folder: Path, 
     left_out = next((f"{name} ({missing[name]})" for name in ("nginx", "websockify") if name in missing), "")
     if left_out:
         about["left out"] = f"{CLASSICAL}: {left_out}"
-    begin = time.monotonic()
     portico.start()
-    tell(f"making {options.seats} accounts")
-    seats = register(portico, options.seats)
-    about["accounts"] = f"{options.seats} made and signed in within {time.monotonic() - begin:.0f} s, not measured"
-    tell(f"starting {options.seats} desktops ({options.app})")
     result = report.Result(about)
+    tell(f"making an event with {options.seats} seats")
+    seats_s = make_event(portico, options.seats, options.app, folder)
+    tell(f"{options.seats + 1} people register within {WITHIN_S:g} s")
+    seats, result.registration = register_all(portico, options.seats, Person)
+    result.registration.seats_s = seats_s
+    if len(seats) != options.seats:
+        raise RuntimeError(f"not everybody got a seat: {result.registration}")
+    tell(f"starting {options.seats} desktops ({options.app})")
     result.start_s = start_all(portico, seats, options.app, threading.Event())
     result.ready_s = [seat.ready_s for seat in seats]
     tell(f"all are there after {result.start_s:.0f} s")
-    load = Load(options.seed, options.arrive, options.live)
+    load = Load(options.seed, options.arrive, options.live, min(options.browsers, options.seats))
     if left_out:
         names, classical = [PORTICO, NONE], None
         result.rounds = run_rounds(names, options.rounds, portico, seats, classical, load, folder)
     else:
-        with classical_started(seats, tools, folder) as classical:
+        with classical_started(seats, load.browsers, tools, folder, INSTALL_DIR / "assets/novnc") as classical:
             result.rounds = run_rounds(
                 [PORTICO, CLASSICAL, NONE], options.rounds, portico, seats, classical, load, folder
             )
     if options.kill:
         tell("kill -9 of all of Portico in the middle of a round")
-        result.killing = kill_all(portico, seats, load, folder)
+        result.killing = kill_all(portico, seats, load.browsers, load, folder)
     return result
 
 
@@ -116,6 +122,7 @@ def describe(options: argparse.Namespace) -> dict[str, str]:
     memory = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     return {
         "workshop": f"{options.seats} seats, {options.app}, rounds of {options.live:g} s, seed {options.seed}",
+        "clients": f"{min(options.browsers, options.seats)} are Chromium",
         "machine": f"{os.cpu_count()} cores, {int(memory['MemTotal'].split()[0]) / 1e6:.0f} GB",
         "others before": f"load {os.getloadavg()[0]:.1f}, {bystanders.find_share():.0%} of the machine",
     }
@@ -133,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seats", type=int, default=60)
     parser.add_argument("--app", default="desktop-xfce", choices=list(SETTLED_WINDOWS))
+    parser.add_argument("--browsers", type=int, default=2, help="so many of the clients are real Chromium")
     parser.add_argument("--rounds", type=int, default=3, help="of each bridge")
     parser.add_argument("--live", type=float, default=30.0, metavar="S", help="how long a round is")
     parser.add_argument("--arrive", type=float, default=5.0, metavar="S", help="within how long everybody connects")

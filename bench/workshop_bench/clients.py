@@ -115,6 +115,8 @@ async def _live(visit: Visit, connection: Connection, chance: random.Random, eve
 async def stay_all(visits: list[Visit]) -> list[Event]:
     """Be all of them, until their time is over."""
     events: list[Event] = []
+    if not visits:
+        return events
     with contextlib.suppress(TimeoutError):
         left_s = max(visit.end_s for visit in visits) - time.monotonic()
         async with asyncio.timeout(left_s), asyncio.TaskGroup() as group:

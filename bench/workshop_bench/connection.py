@@ -30,11 +30,13 @@ class Way:
         port: On loopback; 0 means the Unix socket ``path``.
         path: Of the WebSocket's handshake.
         headers: More headers of it, complete lines.
+        page: For a real browser, the address of its page; empty for a client of ours.
     """
 
     port: int
     path: str
     headers: str = ""
+    page: str = ""
 
 
 class Frames:

@@ -59,10 +59,12 @@ class Seat:
     windows: frozenset[str] = frozenset()
     ready_s: float = 0.0
 
-    def find_way(self, portico: Any) -> Way:
-        """Return how the seat's browser reaches the desktop through Portico."""
+    def find_way(self, portico: Any, *, in_browser: bool = False) -> Way:
+        """Return how the seat's browser reaches the desktop through Portico: a client of ours, or a real one."""
         cookies = "; ".join(f"{name}={value}" for name, value in self.person.http.cookies.items())
-        return Way(portico.port, f"/sessions/{self.session}/stream", f"Cookie: {cookies}\r\nOrigin: {portico.url}\r\n")
+        page = f"{portico.url}/sessions/{self.session}" if in_browser else ""
+        headers = f"Cookie: {cookies}\r\nOrigin: {portico.url}\r\n"
+        return Way(portico.port, f"/sessions/{self.session}/stream", headers, page)
 
     def run(self, *argv: str) -> str:
         """Return what an X client says, as the seat's user; empty where it fails."""
@@ -76,23 +78,6 @@ class Seat:
     def list_windows(self) -> set[str]:
         """Return the ids of the windows that the window manager has, which no other X client would be given."""
         return set(re.findall(r"0x[0-9a-f]+", self.run("xprop", "-root", "_NET_CLIENT_LIST")))
-
-
-def register(portico: Any, seats: int) -> list[Seat]:
-    """Return so many seats with somebody signed in at each.
-
-    Here an event's registration comes in, once there are events: people with a link, who fill in a form and get a seat
-    each, all within one second. Until then an administrator makes accounts, and nothing of it is timed.
-    """
-    admin = portico.admin()
-
-    def make(number: int) -> Seat:
-        name = portico.get_name(f"seat{number}")
-        made = admin.http.post("/api/v1/users", json={"name": name, "role": "user"}).raise_for_status().json()
-        return Seat(number, portico.sign_up(name, made["link"]), name)
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(make, range(seats)))
 
 
 def start_all(portico: Any, seats: list[Seat], app: str, stopping: threading.Event) -> float:
@@ -119,7 +104,10 @@ def start_all(portico: Any, seats: list[Seat], app: str, stopping: threading.Eve
 
 def _start(portico: Any, seat: Seat, app: str, stopping: threading.Event) -> None:
     begin = time.monotonic()
-    seat.session = seat.person.start(app, cores=1, memory_gb=MEMORY_GB)["id"]
+    answer = seat.person.http.post(f"/e/workshop/apps/{app}")
+    if answer.status_code != 303:
+        raise RuntimeError(f"seat {seat.number}: {app} was not started: {answer.status_code} {answer.text[:500]}")
+    seat.session = answer.headers["location"].rpartition("/")[2]
 
     def is_ready() -> bool:
         session = seat.person.get(seat.session)

@@ -36,12 +36,13 @@ class Killing:
     late: list[Event] = field(default_factory=list)
 
 
-def kill_all(portico: Any, seats: list[Seat], load: Load, folder: Path) -> Killing:
+def kill_all(portico: Any, seats: list[Seat], browsers: int, load: Load, folder: Path) -> Killing:
     """Do it, in the middle of a round.
 
     Args:
         portico: What tests call a RunningPortico.
         seats: With desktops.
+        browsers: How many of them are at a real one.
         load: What everybody does.
         folder: For files.
     """
@@ -56,11 +57,11 @@ def kill_all(portico: Any, seats: list[Seat], load: Load, folder: Path) -> Killi
         portico.start()
         found.up_s = time.monotonic() - killed_at
 
-    ways = [seat.find_way(portico) for seat in seats]
+    ways = [seat.find_way(portico, in_browser=seat.number < browsers) for seat in seats]
     one = run_round(seats, ways, replace(load, live_s=BEFORE_S + AFTER_S), folder, {}, kill)
     first = {seat.number: 0.0 for seat in seats}
     for event in one.events:
-        if event.what == "picture" and event.at_s > killed_at and not first[event.seat]:
+        if event.what in ("picture", "browser picture again") and event.at_s > killed_at and not first[event.seat]:
             first[event.seat] = event.at_s
     found.back_s = [at_s - killed_at for at_s in first.values() if at_s]
     found.missing = [number for number, at_s in first.items() if not at_s]

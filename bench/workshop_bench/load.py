@@ -22,6 +22,7 @@ from workshop_bench.desktops import Seat
 PROCESSES: Final = 2
 """Of clients: a core each is more than they need, and one alone could be late."""
 LEAD_S: Final = 2.0
+BROWSER_LEAD_S: Final = 8.0
 """Until the first client comes: what their processes take to start."""
 TAIL_S: Final = 20.0
 
@@ -36,11 +37,13 @@ class Load:
         seed: Of all chance.
         arrive_s: They come within this time.
         live_s: How long a round is.
+        browsers: So many of the people are at a real Chromium, where there is one to be at.
     """
 
     seed: int
     arrive_s: float
     live_s: float
+    browsers: int = 0
 
 
 @dataclass
@@ -73,7 +76,7 @@ def clients_started(
     seats: list[Seat], ways: list[Way], load: Load, folder: Path
 ) -> Iterator[tuple[float, list[Running]]]:
     """Run the clients until the block ends; yield when they begin, and their processes."""
-    begin = time.monotonic() + LEAD_S
+    begin = time.monotonic() + (BROWSER_LEAD_S if any(way.page for way in ways) else LEAD_S)
     chance = random.Random(load.seed)
     visits = [
         Visit(seat.number, way, seat.terminal, f"{load.seed}/{seat.number}",
@@ -82,14 +85,20 @@ def clients_started(
     ]  # fmt: skip
     with contextlib.ExitStack() as stack:
         running = []
-        for number in range(PROCESSES):
+        ours, browsers = [one for one in visits if not one.way.page], [one for one in visits if one.way.page]
+        parts = [("clients", ours[number::PROCESSES]) for number in range(PROCESSES)]
+        for number, (module, part) in enumerate([*parts, *([("browsers", browsers)] if browsers else [])]):
             plan, result = folder / f"plan-{number}", folder / f"result-{number}"
-            plan.write_text(render_plan(visits[number::PROCESSES]))
-            plan.chmod(0o600)  # cookies
+            plan.touch(0o600)  # cookies
+            plan.write_text(render_plan(part))
             result.unlink(missing_ok=True)
-            argv = [sys.executable, "-m", "workshop_bench.clients", str(plan), str(result)]
+            argv = [sys.executable, "-m", f"workshop_bench.{module}", str(plan), str(result)]
             env = {"PYTHONPATH": os.pathsep.join([str(ROOT / "bench"), str(ROOT / "src")])}
-            running.append(stack.enter_context(started(argv, folder / f"clients-{number}.log", env=env)))
+            running.append(
+                stack.enter_context(
+                    started(argv, folder / f"clients-{number}.log", env=env, with_children=module == "browsers")
+                )
+            )
         yield begin, running
 
 
@@ -121,8 +130,8 @@ def run_round(
         found.cpu["desktops"] = (_read_users_s(seats) - desktops) / took
         found.cpu["others"] = max(0.0, machine - sum(found.cpu.values()))
         found.memory_mb = {name: sum(one.read_pss_bytes() for one in them) / 1e6 for name, them in counted.items()}
-        for number in range(PROCESSES):
-            found.events += parse_result(_await_text(folder / f"result-{number}", clients[number]))
+        for number, client in enumerate(clients):
+            found.events += parse_result(_await_text(folder / f"result-{number}", client))
     return found
 
 

@@ -10,6 +10,7 @@ from gateway_bench.figures import PORTICO, Figure, Spread, find_percentile
 
 from workshop_bench.kill import TARGET_S, Killing
 from workshop_bench.load import Round
+from workshop_bench.registration import Registration
 
 CLASSICAL: Final = "classical"
 NONE: Final = "none"
@@ -20,6 +21,8 @@ TIMED: Final = {
     "key": "key to pixel",
     "scroll": "turn of the wheel to pixel",
     "window": "command to window",
+    "browser picture": "Chromium: page asked for to first picture",
+    "browser key": "Chromium: key to pixel",
 }
 
 
@@ -29,6 +32,7 @@ class Result:
 
     Args:
         about: What it depends on.
+        registration: How the seats were taken.
         start_s: From the first desktop asked for until the last had its terminal.
         ready_s: The same for each desktop by itself.
         rounds: By bridge.
@@ -36,6 +40,7 @@ class Result:
     """
 
     about: dict[str, str]
+    registration: Registration = field(default_factory=Registration)
     start_s: float = 0.0
     ready_s: list[float] = field(default_factory=list)
     rounds: dict[str, list[Round]] = field(default_factory=dict)
@@ -85,6 +90,8 @@ def render(result: Result) -> str:
     ]
     slowest, median = max(result.ready_s), find_percentile(result.ready_s, 50)
     lines += [
+        _render_registration(result.registration),
+        "",
         f"All {len(result.ready_s)} desktops were there, each with its terminal, after {result.start_s:.0f} s; "
         f"one took {median:.1f} s (median), the slowest {slowest:.1f} s.",
         "",
@@ -94,6 +101,17 @@ def render(result: Result) -> str:
     if result.killing:
         lines += ["", _render_killing(result.killing)]
     return "\n".join(lines)
+
+
+def _render_registration(one: Registration) -> str:
+    p50, p95, most = (find_percentile(one.took_s, 50) * 1000, find_percentile(one.took_s, 95) * 1000, max(one.took_s))
+    met = one.seated == one.different and one.waiting == 1 and not one.failures
+    failures = f" Failures: {', '.join(one.failures)}." if one.failures else " Failures: none." if met else ""
+    return (
+        f"{len(one.took_s)} people registered through the pages within {one.sent_s:.1f} s: {one.seated} got a seat, "
+        f"{one.different} different ones, and {one.waiting} waits for one. An answer took {p50:.0f} ms (median), "
+        f"{p95:.0f} ms (p95), {most * 1000:.0f} ms (slowest). The seats had been made in {one.seats_s:.0f} s.{failures}"
+    )
 
 
 def _render_table(figures: list[Figure], bridges: list[str]) -> list[str]:

@@ -94,6 +94,7 @@ class Config:
     max_hours: float = setting(24.0, "Longest time of a session, extensions not counted, and of a batch job here.")
     extend_hours: float = setting(4.0, "What one press of Extend adds.")
     max_extended_hours: float = setting(72.0, "Longest time of a session with its extensions.")
+    control_minutes: float = setting(30.0, "Who was let control another's desktop or terminal may do so for so long.")
     keep_ended_days: float = setting(7.0, "Ended sessions are shown, and their folders kept, for this long.")
     # other clusters
     clusters: tuple[ClusterConfig, ...] = setting((), "Other clusters: one table [clusters.NAME] for each.")

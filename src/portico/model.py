@@ -254,13 +254,35 @@ class Session:
 
 @dataclass(frozen=True)
 class Share:
-    """A session's desktop or terminal that a colleague may look at: view only, until taken back."""
+    """A session's desktop or terminal that a colleague may look at, until taken back.
+
+    ``control_until`` is until when they may type and point there as well. A share that is ``brief`` was made for that
+    alone, and goes with it.
+    """
 
     id: int
     session_id: str
     owner_name: str
     viewer_name: str
     created: datetime
+    control_until: datetime | None = None
+    brief: bool = False
+
+    def is_controlled(self, at: datetime) -> bool:
+        """Return whether the viewer may type and point."""
+        return self.control_until is not None and at < self.control_until
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Somebody asks to control a session, and its owner has not answered. ``brief`` is what the share would be."""
+
+    id: int
+    session_id: str
+    owner_name: str
+    viewer_name: str
+    at: datetime
+    brief: bool = False
 
 
 class NoticeKind(enum.StrEnum):

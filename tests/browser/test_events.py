@@ -109,3 +109,78 @@ def test_a_phone_without_scripts_and_a_laptop_with_them(
     assert organiser.complaints == [] and organiser.foreign == []
     phone.close()
     laptop.close()
+
+
+def test_a_participant_is_helped_after_a_yes_and_no_longer_than_they_want(
+    portico: RunningPortico, chromium: Browser, organiser: Visitor
+) -> None:
+    """Two people at one desktop: asked in full screen, agreed, typed together, stopped."""
+    laptop = chromium.new_context(viewport={"width": 1280, "height": 800})
+    seat = organiser.watch(laptop.new_page())
+    name, _ = register(seat, portico.url)
+    seat.click("text=Begin")
+    seat.locator(".card", has=seat.locator("h3", has_text="Desktop")).locator("button.main").click()
+    seat.wait_for_url("**/sessions/*")
+    seat.wait_for_selector(".screen canvas", timeout=60_000)
+    organiser.wait(lambda: count_colours(seat) > 5, "a drawn desktop", 60)
+    seat.click("[data-do=fullscreen]")
+    seat.wait_for_function("document.fullscreenElement")
+
+    helper = organiser.page
+    organiser.go("/events/fest/wall")
+    helper.locator(".tile", has_text=name).locator("text=Help").click()
+    helper.wait_for_selector("text=is asked…")
+    organiser.wait(lambda: count_colours(helper) > 5, "the desktop, to look at", 30)
+    seat.wait_for_selector("text=asks to control", timeout=15_000)
+    assert seat.evaluate("document.fullscreenElement.contains(document.querySelector('.controls'))")
+    before = hash_pixels(seat)
+    helper.locator(".screen canvas").click()
+    helper.keyboard.press("Control+Escape")  # the window manager's menu: nothing of it gets through
+    seat.wait_for_timeout(1500)
+    assert hash_pixels(seat) == before
+    seat.click("text=Yes, let")
+    helper.wait_for_selector("text=you control it", timeout=15_000)
+    helper.wait_for_selector(".link.up", timeout=15_000)
+    seat.wait_for_selector("text=can control your", timeout=15_000)
+    assert seat.evaluate("!!document.fullscreenElement"), "answering has not left full screen"
+
+    organiser.wait(lambda: count_colours(helper) > 5, "the desktop, to work on", 30)
+    before = hash_pixels(seat)
+    helper.locator(".screen canvas").click(position={"x": 400, "y": 300})
+    helper.keyboard.press("Control+Escape")
+    organiser.wait(lambda: hash_pixels(seat) != before, "the menu, on the participant's screen", 15)
+    helper.keyboard.press("Escape")
+
+    seat.click(".controls >> text=Stop")
+    helper.wait_for_selector("text=view only", timeout=15_000)
+    seat.wait_for_selector(".controls", state="detached", timeout=15_000)
+    helper.wait_for_selector(".link.up", timeout=15_000)
+    seat.wait_for_timeout(1000)
+    before = hash_pixels(seat)
+    helper.locator(".screen canvas").click()
+    helper.keyboard.press("Control+Escape")
+    seat.wait_for_timeout(1500)
+    assert hash_pixels(seat) == before
+    assert organiser.complaints == [] and organiser.foreign == []
+    laptop.close()
+
+
+def count_colours(page: Page) -> int:
+    """Return how many colours the desktop of a page shows."""
+    return int(
+        page.evaluate(
+            """() => { const c = document.querySelector(".screen canvas"); if (!c || !c.width) return 0;
+            return new Set(new Uint32Array(c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer)).size; }"""
+        )
+    )
+
+
+def hash_pixels(page: Page) -> int:
+    """Return a hash of the desktop of a page, without the task bar, where a clock goes on."""
+    return int(
+        page.evaluate(
+            """() => { const c = document.querySelector(".screen canvas"); let h = 0;
+            const d = new Uint32Array(c.getContext("2d").getImageData(0, 0, c.width, c.height - 40).data.buffer);
+            for (const x of d) h = (Math.imul(h, 31) + x) | 0; return h; }"""
+        )
+    )

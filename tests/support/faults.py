@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import socket
 import struct
@@ -17,6 +18,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 CHUNK_BYTES = 64 * 1024
+PACKET_BYTES = 1400
+TICK_S = 0.002
+"""Less than this nobody waits: asyncio's clock is no finer."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -56,6 +60,54 @@ class Slow:
             for at in range(0, len(data), self.step):
                 await pipe.give(data[at : at + self.step])
                 await asyncio.sleep(self.pause_s)
+        pipe.finish()
+
+
+class Link:
+    """A network that all connections share, in one direction: so many bytes a second, which may be changed; or away.
+
+    Args:
+        bytes_per_s: Its rate.
+    """
+
+    def __init__(self, bytes_per_s: float = math.inf) -> None:
+        self.bytes_per_s = bytes_per_s
+        self.is_away = False
+        self.losses = 0
+        self._free_at = 0.0
+
+    def go(self) -> None:
+        """Be away from now on: nothing arrives, and nobody is told."""
+        self.is_away = True
+
+    def come_back(self, *, forgetful: bool = False) -> None:
+        """Be there again; a forgetful network carries nothing more of earlier connections, and tells nobody."""
+        self.losses += forgetful
+        self.is_away = False
+
+    async def spend(self, size: int) -> None:
+        """Wait for as long as these bytes take."""
+        while self.is_away:
+            await asyncio.sleep(0.02)
+        at = asyncio.get_running_loop().time()
+        self._free_at = max(self._free_at, at) + size / self.bytes_per_s
+        if self._free_at - at > TICK_S:
+            await asyncio.sleep(self._free_at - at)
+
+
+@dataclass(frozen=True)
+class Linked:
+    """Passes everything on over a link, a packet at a time."""
+
+    link: Link
+
+    async def carry(self, pipe: Pipe) -> None:
+        losses = self.link.losses
+        while data := await pipe.take(PACKET_BYTES):
+            await self.link.spend(len(data))
+            if self.link.losses != losses:
+                await asyncio.Event().wait()
+            await pipe.give(data)
         pipe.finish()
 
 

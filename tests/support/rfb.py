@@ -92,6 +92,10 @@ class RfbClient:
         for down in (1, 0):
             self._stream.sendall(struct.pack(">BBxxI", 4, down, key))
 
+    def hold(self, key: int, *, down: bool) -> None:
+        """Press a key and leave it so, or release it."""
+        self._stream.sendall(struct.pack(">BBxxI", 4, down, key))
+
     def type(self, text: str) -> None:
         """Type Latin-1 text; a newline is Return."""
         for character in text:

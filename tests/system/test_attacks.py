@@ -22,6 +22,7 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 from person import Person, TerminalClient
+from rfb import RfbClient
 from running import PASSWORD, RunningPortico, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -395,6 +396,61 @@ def test_a_viewer_of_a_desktop_moves_nothing(scene: Scene) -> None:
             viewer_connection.recv(timeout=5)
     assert time.monotonic() - begin < 3
     owner_connection.close()
+
+
+def test_a_helper_moves_what_a_viewer_does_not(scene: Scene) -> None:
+    """The same person on the same desktop: before the owner's yes, with it, and after it was taken back."""
+    alice, bob, bobs_name = scene.alice.http, scene.bob.http, scene.house.get_name("bob")
+    base, shared = f"/api/v1/sessions/{scene.desktop}", f"/shared/{scene.desktop}/stream"
+    share = alice.post(f"{base}/shares", json={"viewer_name": bobs_name}).raise_for_status().json()
+    owner, owner_connection = scene.alice.open_desktop(f"/sessions/{scene.desktop}/stream")
+    owner.wait(lambda client: client.count_colours(20) >= 10, 30)
+    owner.press(0xFF1B)
+
+    def press_menu(client: RfbClient) -> int:
+        """Press the keys of the window manager's menu; return how many pixels that changed for the owner."""
+        before = look(owner)
+        client.hold(0xFFE3, down=True)
+        client.press(0xFF1B)
+        client.hold(0xFFE3, down=False)
+        time.sleep(1)
+        changed = count_different(before, look(owner))
+        owner.press(0xFF1B)
+        time.sleep(0.5)
+        return changed
+
+    def expect_cut(connection: websockets.sync.client.ClientConnection, begin: float) -> None:
+        with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+            while True:
+                connection.recv(timeout=5)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 4001
+        assert time.monotonic() - begin < 3, "it is milliseconds; a loaded machine has its excuses"
+
+    viewer, viewer_connection = scene.bob.open_desktop(shared)
+    ask = bob.post(f"/api/v1/shared/{scene.desktop}/control").raise_for_status().json()
+    assert press_menu(viewer) < 500, "he has only asked"
+    assert bob.post(f"{base}/asks/{ask['id']}", json={"agree": True}).status_code == 404, "not his to answer"
+    begin = time.monotonic()
+    alice.post(f"{base}/asks/{ask['id']}", json={"agree": True}).raise_for_status()
+    expect_cut(viewer_connection, begin)
+    helper, helper_connection = scene.bob.open_desktop(shared)
+    assert press_menu(helper) > 5000, "the menu was drawn"
+    begin = time.monotonic()
+    alice.delete(f"{base}/shares/{share['id']}/control").raise_for_status()
+    expect_cut(helper_connection, begin)
+    viewer, viewer_connection = scene.bob.open_desktop(shared)
+    assert press_menu(viewer) < 500
+    assert alice.post(f"{base}/asks/{ask['id']}", json={"agree": True}).status_code == 404, "a yes is good once"
+    alice.delete(f"{base}/shares/{share['id']}").raise_for_status()
+    owner_connection.close()
+
+
+def look(client: RfbClient) -> bytes:
+    """Return the whole picture as it is now."""
+    client.request(incremental=False)
+    while not client.take():
+        pass
+    return bytes(client.pixels)
 
 
 def count_different(one: bytes, other: bytes) -> int:

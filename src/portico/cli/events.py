@@ -171,6 +171,18 @@ def send_message(
     show.show(Client(context.obj).ask("POST", f"/events/{slug}/message", body), as_json, {"Told": "count"})
 
 
+@event.command("help")
+def help_seat(
+    context: typer.Context,
+    slug: Slug,
+    seat: Annotated[str, typer.Argument(help="On which seat.", metavar="SEAT")],
+    as_json: AsJson = False,
+) -> None:
+    """Ask a participant to let you type and point on their desktop; print where it will be."""
+    data = Client(context.obj).ask("POST", f"/events/{slug}/seats/{seat}/help")
+    show.show(data, as_json, {"Session": "session_id", "Open": "link"})
+
+
 @event.command("end")
 def end_event(context: typer.Context, slug: Slug, yes: Yes = False, as_json: AsJson = False) -> None:
     """End an event: all sessions stop; participants can still fetch their files for a while."""

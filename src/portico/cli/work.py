@@ -33,7 +33,9 @@ ONE_COLUMNS = LIST_COLUMNS | {
     "Hint": "hint",
 }
 APP_COLUMNS = {"Id": "id", "Name": "name", "Summary": "summary", "Missing": "missing"}
-SHARE_COLUMNS = {"Id": "id", "Session": "session_id", "With": "viewer_name", "Since": "created"}
+SHARE_COLUMNS = {
+    "Id": "id", "Session": "session_id", "With": "viewer_name", "Since": "created", "Controls until": "control_until",
+}  # fmt: skip
 
 
 @session.command("list")
@@ -166,18 +168,35 @@ def share_session(
     context: typer.Context,
     id: Id,
     viewer: Annotated[str, typer.Argument(help="Who may look.")],
+    control: Annotated[bool, typer.Option("--control", help="They may type and point as well, for a while.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a colleague look at a desktop or terminal, view only."""
-    show.show(
-        Client(context.obj).ask("POST", f"/sessions/{id}/shares", {"viewer_name": viewer}), as_json, SHARE_COLUMNS
-    )
+    """Let a colleague look at a desktop or terminal, view only unless you let them control it."""
+    body = {"viewer_name": viewer, "control": control}
+    show.show(Client(context.obj).ask("POST", f"/sessions/{id}/shares", body), as_json, SHARE_COLUMNS)
 
 
 @session.command("shares")
 def list_shares(context: typer.Context, id: Id, as_json: AsJson = False) -> None:
     """List who may look at a session."""
     show.show(Client(context.obj).ask("GET", f"/sessions/{id}/shares"), as_json, SHARE_COLUMNS, empty="Nobody.")
+
+
+@session.command("control")
+def allow_control(
+    context: typer.Context,
+    id: Id,
+    share: Annotated[int, typer.Argument(help="Id of the share.")],
+    end: Annotated[bool, typer.Option("--end", help="Take it back; they go on looking.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let somebody who looks type and point as well, for a while; or no more."""
+    client, path = Client(context.obj), f"/sessions/{id}/shares/{share}/control"
+    if end:
+        client.ask("DELETE", path)
+        show.tell(f"Share {share} is view only again.")
+    else:
+        show.show(client.ask("POST", path), as_json, SHARE_COLUMNS)
 
 
 @session.command("unshare")

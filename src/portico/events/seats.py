@@ -17,7 +17,7 @@ from portico.errors import Conflict, Invalid, NotFound
 from portico.events.access import get_managed
 from portico.events.seat_secrets import hash_foreign_secret, hash_secret, make_secret
 from portico.events.settings import SEATS_MAX
-from portico.model import Event, EventState, Identity, Registration, Seat, SeatState, Session
+from portico.model import Event, EventState, Identity, Reach, Registration, Seat, SeatState, Session, SessionState
 from portico.sessions import Sessions
 from portico.sessions.rows import Rows
 from portico.store import Transaction
@@ -38,6 +38,13 @@ class SeatView:
     registration: Registration | None
     sessions: tuple[Session, ...]
     last_seen: datetime | None
+
+    @property
+    def can_be_helped(self) -> bool:
+        """Whether somebody is there to agree, and a desktop or terminal to agree to."""
+        return self.seat.state is SeatState.TAKEN and any(
+            one.state is SessionState.READY and one.reach is not Reach.HTTP for one in self.sessions
+        )
 
 
 @dataclass(frozen=True)

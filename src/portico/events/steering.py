@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from portico.accounts import Accounts
-from portico.errors import Conflict, Invalid, NotFound, PorticoError
+from portico.errors import Conflict, Forbidden, Invalid, NotFound, PorticoError
 from portico.events.access import get_managed, make_steward
 from portico.events.desk import Desk
 from portico.events.seats import Seats, SeatView, refuse_over
@@ -142,6 +142,38 @@ class Steering:
             if app_id in offered:
                 again.append((await self._desk.start_ahead(seat, event, app_id)).title)
         return again
+
+    async def help(self, who: Identity, slug: str, name: str, session_id: str = "") -> Session:
+        """Ask a participant to let one type and point on a desktop or terminal of theirs; return which.
+
+        Nothing is let in by this: the participant's yes does that (sessions/control.py).
+
+        Args:
+            who: The organiser.
+            slug: Of which event.
+            name: The seat.
+            session_id: What of it; by default the desktop that was started last.
+
+        Raises:
+            NotFound: It is none of this event's.
+            Forbidden: It is another's event; an admin's rights don't reach into desktops.
+            Conflict: Nobody sits there, or nothing runs there that can be shared.
+        """
+        event = await self._rows.read(lambda tx: get_managed(tx, who, slug))
+        if event.organiser_name != who.user_name:
+            raise Forbidden("Only the organiser of the event may ask this.")
+        refuse_over(event)
+        view = (await self._find_seats(who, slug, [name]))[0]
+        if view.seat.state is not SeatState.TAKEN:
+            raise Conflict(f"Nobody sits on {name}.", why="A participant has to agree.")
+        ready = [one for one in view.sessions if one.state is SessionState.READY and one.reach is not Reach.HTTP]
+        if session_id:
+            ready = [one for one in ready if one.id == session_id]
+        if not ready:
+            raise Conflict(f"No desktop or terminal of {name} is ready.")
+        chosen = max(ready, key=lambda one: (one.reach is Reach.RFB, one.created))
+        await self._sessions.control.ask(who, chosen.id, invited=True)
+        return chosen
 
     async def tell(self, who: Identity, slug: str, text: str, names: Sequence[str] = ()) -> int:
         """Show a message to all participants, or to some, on whatever page they are; return to how many.

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _ACCEPTED_AT_ONCE: Final = 64
 _SWEEP_MOST_S: Final = 1.0
 _REFUSALS_PER_S: Final = 20.0
+UNSENT_BYTES: Final = 512 * 1024
 _FULL: Final = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -223,11 +224,12 @@ class Gateway:
 
 
 def tune(listener: socket.socket, limits: Limits) -> None:
-    """Send small things at once, and notice a client that is gone or takes nothing for ``dead_s`` (tcp(7)).
+    """Send small things at once, keep little, and notice who is gone or takes nothing for ``dead_s`` (tcp(7)).
 
     On Linux what is accepted inherits all of it, which saves four calls for each connection.
     """
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(limits.dead_s)))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.dead_s * 1000))

@@ -7,7 +7,9 @@ not let through. A stream that is idle has no task, no buffer and no timer of it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import socket
 from typing import TYPE_CHECKING, Final
 
 from portico.gateway import websocket as ws
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
 CLOSE_S: Final = 0.4
 """What sending a close frame, and then waiting for the client's, may take: a cut has 1 s in all."""
+SLOW_S: Final = 0.02
+"""A client that once took nothing for so long is at the end of a slow link."""
+UNSENT_BYTES: Final = 16 * 1024
+"""What the kernel then keeps for it that is not on its way yet. More waits in the app, which has newer pictures to say
+instead; the kernel's own measure is megabytes of old ones. A fast client is spared this: it costs throughput."""
 
 
 class Stream:
@@ -37,7 +44,7 @@ class Stream:
 
     __slots__ = (
         *("_app", "_client", "_control", "_filter", "_frames", "_gateway", "_goodbye", "_is_closing", "_is_leaving"),
-        *("_portion", "deadline", "household", "kind", "tags"),
+        *("_portion", "_waits_since", "deadline", "household", "kind", "tags"),
     )
     is_stream = True
     is_idle = False
@@ -49,6 +56,7 @@ class Stream:
         self.kind, self.tags, self.household = kind, tags, household
         self._frames = ws.FrameReader()
         self._portion = LEAST_BYTES
+        self._waits_since = math.inf  # for the client to take something; -inf once it is known to be slow
         self._control: dict[int, bytes] | None = None  # the latest ping and pong that wait: never more (5.5.3)
         self._goodbye = b""  # the close frame that waits
         self._is_closing = False
@@ -90,6 +98,8 @@ class Stream:
             elif self._client.readable:
                 self.on_readable(self._client)
             return
+        if self._gateway.plane.now - self._waits_since > SLOW_S and self._waits_since > 0:
+            self._keep_short()
         try:
             if self._control and not self._goodbye:
                 self._flush_control()
@@ -241,8 +251,15 @@ class Stream:
                 return
             self._gateway.metrics.out_bytes += size
             self._portion = adapt(self._portion, size, taken)
+            if not taken and self._waits_since > 0:
+                self._waits_since = self._gateway.plane.now
             if app.must_yield():
                 return
+
+    def _keep_short(self) -> None:
+        self._waits_since = -math.inf
+        with contextlib.suppress(OSError):  # of a Unix socket
+            self._client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
     def _send_control(self, kind: int, payload: bytes) -> None:
         self._control = (self._control or {}) | {kind: ws.render_frame(kind, payload)}

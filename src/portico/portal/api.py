@@ -61,6 +61,14 @@ class ShareRequest(Shape):
     """Who may look."""
 
     viewer_name: str = Field(max_length=64)
+    control: bool = False
+    """Whether they may type and point as well, for a while."""
+
+
+class AnswerRequest(Shape):
+    """Yes or no to who asks for control."""
+
+    agree: bool
 
 
 class TokenRequest(Shape):
@@ -121,6 +129,7 @@ def _render_share(share: Share) -> dict[str, Any]:
         "owner_name": share.owner_name,
         "viewer_name": share.viewer_name,
         "created": share.created,
+        "control_until": share.control_until,
     }
 
 
@@ -293,14 +302,59 @@ async def list_shares(request: Request, who: Who, session_id: str) -> list[dict[
 
 @router.post("/sessions/{session_id}/shares", status_code=201)
 async def add_share(request: Request, who: Who, session_id: str, body: ShareRequest) -> dict[str, Any]:
-    """Let a colleague look."""
-    return _render_share(await get_context(request).sessions.share(who, session_id, body.viewer_name))
+    """Let a colleague look; with `control` also type and point, for a while."""
+    sessions = get_context(request).sessions
+    share = await sessions.share(who, session_id, body.viewer_name)
+    if body.control:
+        share = await sessions.control.allow(who, session_id, share.id)
+    return _render_share(share)
 
 
 @router.delete("/sessions/{session_id}/shares/{share_id}", status_code=204)
 async def delete_share(request: Request, who: Who, session_id: str, share_id: RowId) -> None:
     """Take a share back."""
     await get_context(request).sessions.unshare(who, session_id, share_id)
+
+
+@router.post("/sessions/{session_id}/shares/{share_id}/control")
+async def allow_control(request: Request, who: Who, session_id: str, share_id: RowId) -> dict[str, Any]:
+    """Let a viewer type and point, for a while, or for longer."""
+    return _render_share(await get_context(request).sessions.control.allow(who, session_id, share_id))
+
+
+@router.delete("/sessions/{session_id}/shares/{share_id}/control", status_code=204)
+async def stop_control(request: Request, who: Who, session_id: str, share_id: RowId) -> None:
+    """Take control back; the viewer goes on looking."""
+    await get_context(request).sessions.control.stop(who, session_id, share_id)
+
+
+@router.get("/controls")
+async def list_controls(request: Request, who: Who) -> dict[str, list[dict[str, Any]]]:
+    """List who asks to control a session of one's own, and who does."""
+    controls = await get_context(request).sessions.control.list_mine(who)
+    return {
+        "asks": [asdict(ask) | {"title": session.title} for ask, session in controls.asks],
+        "shares": [_render_share(share) | {"title": session.title} for share, session in controls.shares],
+    }
+
+
+@router.post("/sessions/{session_id}/asks/{ask_id}", status_code=204)
+async def answer_ask(request: Request, who: Who, session_id: str, ask_id: RowId, body: AnswerRequest) -> None:
+    """Say yes or no to somebody who asks for control."""
+    control = get_context(request).sessions.control
+    await (control.agree if body.agree else control.refuse)(who, session_id, ask_id)
+
+
+@router.post("/shared/{session_id}/control", status_code=201)
+async def ask_control(request: Request, who: Who, session_id: str) -> dict[str, Any]:
+    """Ask the owner of a session that one may look at for control."""
+    return asdict(await get_context(request).sessions.control.ask(who, session_id))
+
+
+@router.delete("/shared/{session_id}/control", status_code=204)
+async def give_control_up(request: Request, who: Who, session_id: str) -> None:
+    """End one's control of a colleague's session, or ask for it no more."""
+    await get_context(request).sessions.control.give_up(who, session_id)
 
 
 @router.get("/notices")

@@ -266,6 +266,14 @@ async def act_on_seats(request: Request, who: Who, slug: str, body: ActRequest) 
     return asdict(done)
 
 
+@router.post("/events/{slug}/seats/{name}/help", status_code=201)
+async def help_seat(request: Request, who: Who, slug: str, name: str) -> dict[str, str]:
+    """Ask a participant to let one control their desktop; `link` is where it will be."""
+    context = get_context(request)
+    session = await context.events.steering.help(who, slug, name)
+    return {"session_id": session.id, "link": f"{context.config.portal_origin}/shared/{session.id}"}
+
+
 @router.post("/events/{slug}/message")
 async def send_message(request: Request, who: Who, slug: str, body: MessageRequest) -> dict[str, int]:
     """Show a message to all participants, or to those on some seats; say to how many."""

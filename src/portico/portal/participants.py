@@ -24,6 +24,7 @@ _OPEN: Final = re.compile(
             r"GET /apps/[a-z0-9-]+/icon",
             rf"GET {_SESSION}(/log)?",
             rf"POST {_SESSION}/(connect|stop|extend|forget)",
+            rf"POST {_SESSION}/control/(agree|refuse|stop)",  # an answer is given in a browser: not by a process
             r"GET /(enrol|api/docs)",
             r"POST /enrol(/name)?",
             r"GET /api/v1/(health|openapi\.json|me|feed|notices|sessions)",

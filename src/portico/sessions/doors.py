@@ -112,8 +112,8 @@ class Doors:
     # streams of desktops and terminals, on the portal's own origin
 
     async def _route_stream(self, request: Json) -> tuple[Json, list[int]]:
-        session, fixed = await self._allow_stream(request)
-        fd = await self._connect_if(session, lambda: self._allow_stream(request))
+        session, _ = await self._allow_stream(request)
+        fd, fixed = await self._connect_if(session, lambda: self._allow_stream(request))
         clipboard = self._config.clipboard_limits
         return {"kind": "stream", "protocol": session.reach.value, "clipboard": clipboard, **fixed}, [fd]
 
@@ -133,9 +133,13 @@ class Doors:
         view_only = match[1] == "shared"
         if view_only:
             share = await self._rows.read(lambda tx: _find_live_share(tx, session, who))
-            if share is None:
+            is_controlled = share is not None and share.is_controlled(self._clock())
+            if share is None or (share.brief and not is_controlled):
                 raise NotFound("There is no such session.")
             tags += [f"share:{share.id}", f"user:{session.user_name}"]
+            if is_controlled:
+                view_only = False
+                tags.append(f"control:{share.id}")
         elif session.user_name != who.user_name:
             raise NotFound("There is no such session.")
         if session.reach is Reach.HTTP:
@@ -143,19 +147,23 @@ class Doors:
         _require_ready(session)
         return session, {"view_only": view_only, "tags": tags}
 
-    async def _connect_if(self, session: Session, allow: Callable[[], Awaitable[tuple[Session, Json]]]) -> int:
+    async def _connect_if(
+        self, session: Session, allow: Callable[[], Awaitable[tuple[Session, Json]]]
+    ) -> tuple[int, Json]:
         """Connect to the app, then ask again: what was taken back meanwhile has sent its cut already.
+
+        The second answer is the one that holds.
 
         Raises:
             PorticoError: It is not allowed any more, or the app does not answer.
         """
         fd = await self._connect_app(session)
         try:
-            await allow()
+            _, fixed = await allow()
         except BaseException:
             os.close(fd)
             raise
-        return fd
+        return fd, fixed
 
     def _is_own_loopback(self, request: Json) -> bool:
         """Whether the origin is exactly what the Host header says, where the gateway lets several names in."""
@@ -164,8 +172,8 @@ class Doors:
     # apps that speak HTTP, on an origin of their own
 
     async def _route_app(self, request: Json) -> tuple[Json, list[int]]:
-        session, fixed = await self._allow_app(request)
-        fd = await self._connect_if(session, lambda: self._allow_app(request))
+        session, _ = await self._allow_app(request)
+        fd, fixed = await self._connect_if(session, lambda: self._allow_app(request))
         # For as long as the gateway may keep it, unless it is cut: what it asks for meanwhile needs no second look.
         self._told.pop(session.id, None)
         self._told[session.id] = session, self._clock() + timedelta(seconds=CACHE_S)
@@ -258,6 +266,7 @@ class Doors:
         def look(tx: Transaction) -> list[str]:
             gone = []
             shares: set[int] = set()
+            controlled: set[int] | None = None
             signed_in = find_signed_in(tx, self._config, self._clock())
             for tag in tags:
                 kind, _, name = tag.partition(":")
@@ -269,6 +278,10 @@ class Doors:
                 elif kind == "session":
                     session = tx.find_session(name)
                     is_gone = session is None or session.state is SessionState.ENDED
+                elif kind == "control":
+                    if controlled is None:
+                        controlled = tx.list_controlled_ids(self._clock())
+                    is_gone = not name.isdigit() or int(name) not in controlled
                 else:
                     shares = shares or tx.list_share_ids()
                     is_gone = not name.isdigit() or int(name) not in shares

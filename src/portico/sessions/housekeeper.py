@@ -14,6 +14,7 @@ from portico.config import Config
 from portico.errors import PorticoError
 from portico.model import Session, SessionState
 from portico.sessions.changes import Changes
+from portico.sessions.control import Control
 from portico.sessions.doors import find_signed_in
 from portico.sessions.machine import BrokerMachine
 from portico.sessions.notices import Notices
@@ -26,6 +27,8 @@ TURN_S: Final = 1.0
 PRUNE_S: Final = 600.0
 TELL_S: Final = 30.0
 """Between two looks for sessions that end soon."""
+CONTROL_S: Final = 5.0
+"""Between two looks for control whose time is over; the doors let nobody in with it meanwhile."""
 CUT_S: Final = 15.0
 """Between two looks for sign-ins that ran out, whose streams are cut then. What a person ends is cut at once."""
 
@@ -45,6 +48,7 @@ class Housekeeper:
         machine: BrokerMachine,
         cut: Callable[[list[str]], None],
         notices: Notices,
+        control: Control,
         clock: Callable[[], datetime],
     ) -> None:
         self._rows = rows
@@ -53,6 +57,8 @@ class Housekeeper:
         self._machine = machine
         self._cut = cut
         self._notices = notices
+        self._control = control
+        self._control_at = 0.0
         self._tell_at = 0.0
         self._clock = clock
         self._tasks = Tasks(log)
@@ -67,6 +73,9 @@ class Housekeeper:
                 if time.monotonic() >= self._cut_at:
                     self._cut_at = time.monotonic() + CUT_S
                     self._tasks.begin("cut", self._cut_expired())
+                if time.monotonic() >= self._control_at:
+                    self._control_at = time.monotonic() + CONTROL_S
+                    self._tasks.begin("control", self._control.end_old())
                 if time.monotonic() >= self._tell_at:
                     self._tell_at = time.monotonic() + TELL_S
                     self._tasks.begin("notices", self._notices.tell_soon())

@@ -37,6 +37,7 @@ from portico.schedulers.protocol import Capacity
 from portico.schedulers.queue import GB
 from portico.sessions.catalog import Catalog, check_value
 from portico.sessions.changes import Changes
+from portico.sessions.control import Control
 from portico.sessions.housekeeper import Housekeeper
 from portico.sessions.keeper import Keeper
 from portico.sessions.machine import BrokerMachine
@@ -91,7 +92,10 @@ class Sessions:
         }
         for place in self._places.values():
             place.watch(self._keepers[place.cluster.name].wake)
-        self._housekeeper = Housekeeper(self._rows, self.changes, config, machine, self._cut, self.notices, clock)
+        self.control = Control(self._rows, self.changes, self._cut, config.control_minutes, clock)
+        self._housekeeper = Housekeeper(
+            self._rows, self.changes, config, machine, self._cut, self.notices, self.control, clock
+        )
 
     def _cut(self, tags: list[str]) -> None:
         self.on_cut(tags)
@@ -468,6 +472,8 @@ class Sessions:
             for share in tx.list_shares(session_id):
                 if share.id == share_id:
                     tx.delete_share(share_id)
+                    if ask := tx.find_ask(session_id, viewer_name=share.viewer_name):
+                        tx.delete_ask(ask.id)
                     tx.add_audit(who.user_name, "share:revoke", session_id, share.viewer_name, who.address)
                     return share
             raise NotFound("There is no such share.")
@@ -489,17 +495,6 @@ class Sessions:
             return [(share, s) for share, s in pairs if s is not None and s.state is not SessionState.ENDED]
 
         return await self._rows.read(read)
-
-    async def get_shared(self, who: Identity, session_id: str) -> tuple[Share, Session]:
-        """Return a session that a colleague lets one look at.
-
-        Raises:
-            NotFound: There is none.
-        """
-        for share, session in await self.list_shared_with(who):
-            if session.id == session_id:
-                return share, session
-        raise NotFound("There is no such shared session.", hint="It may have ended, or been taken back.")
 
 
 def _fill_in(field: Field, values: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     Dialect,
     Float,
@@ -149,8 +150,23 @@ shares = Table(
     Column("owner_name", String(32), nullable=False),
     Column("viewer_name", String(32), nullable=False, index=True),
     Column("created", UtcTime, nullable=False),
+    Column("control_until", UtcTime),
+    Column("brief", Boolean, nullable=False, server_default="0"),
     Index("uq_shares_session_viewer", "session_id", "viewer_name", unique=True),
     sqlite_autoincrement=True,
+)
+
+asks = Table(
+    "asks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("session_id", ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("owner_name", String(32), nullable=False, index=True),
+    Column("viewer_name", String(32), nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("brief", Boolean, nullable=False),
+    Index("uq_asks_session_viewer", "session_id", "viewer_name", unique=True),
+    sqlite_autoincrement=True,  # an answer is to one question: no number is given twice
 )
 
 

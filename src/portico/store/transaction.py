@@ -18,7 +18,6 @@ from portico.model import (
     Role,
     Session,
     SessionState,
-    Share,
     SignIn,
     User,
     UserState,
@@ -26,12 +25,13 @@ from portico.model import (
 )
 from portico.store import tables as t
 from portico.store.event_rows import EventRows
+from portico.store.share_rows import ShareRows
 from portico.store.ssh_rows import SshRows
 
 LIVE = (SessionState.QUEUED, SessionState.STARTING, SessionState.READY)
 
 
-class Transaction(EventRows, SshRows):
+class Transaction(EventRows, ShareRows, SshRows):
     """What can be read and changed at once. Nothing here decides who may."""
 
     def __init__(self, connection: Connection) -> None:
@@ -76,7 +76,7 @@ class Transaction(EventRows, SshRows):
         """Delete a user with all that hangs on it; the audit log stays."""
         self._db.execute(delete(t.sessions).where(t.sessions.c.user_name == user.name))
         self._db.execute(delete(t.notices).where(t.notices.c.user_name == user.name))
-        self._db.execute(delete(t.shares).where(t.shares.c.viewer_name == user.name))
+        self.delete_shares_for(user.name)
         self.delete_ssh(user.name)
         self._db.execute(delete(t.users).where(t.users.c.id == user.id))
 
@@ -261,44 +261,6 @@ class Transaction(EventRows, SshRows):
     def delete_session(self, session_id: str) -> None:
         """Delete a session, with its shares, tickets and grants."""
         self._db.execute(delete(t.sessions).where(t.sessions.c.id == session_id))
-
-    # shares
-
-    def add_share(self, session_id: str, owner_name: str, viewer_name: str, created: datetime) -> Share:
-        """Add a share."""
-        values = {"session_id": session_id, "owner_name": owner_name, "viewer_name": viewer_name, "created": created}
-        result = self._db.execute(insert(t.shares).values(values))
-        return Share(int(result.lastrowid), session_id, owner_name, viewer_name, created)
-
-    def find_share(self, session_id: str, viewer_name: str) -> Share | None:
-        """Return the share that lets ``viewer_name`` look at the session."""
-        s = t.shares.c
-        row = self._db.execute(select(t.shares).where(s.session_id == session_id, s.viewer_name == viewer_name)).first()
-        return Share(**row._mapping) if row else None
-
-    def list_shares(self, session_id: str) -> list[Share]:
-        """Return a session's shares."""
-        rows = self._db.execute(select(t.shares).where(t.shares.c.session_id == session_id).order_by(t.shares.c.id))
-        return [Share(**row._mapping) for row in rows]
-
-    def list_shares_for(self, viewer_name: str) -> list[Share]:
-        """Return what a user may look at."""
-        rows = self._db.execute(select(t.shares).where(t.shares.c.viewer_name == viewer_name).order_by(t.shares.c.id))
-        return [Share(**row._mapping) for row in rows]
-
-    def list_share_ids(self) -> set[int]:
-        """Return the ids of all shares."""
-        return set(self._db.execute(select(t.shares.c.id)).scalars())
-
-    def delete_share(self, share_id: int) -> None:
-        """Delete a share."""
-        self._db.execute(delete(t.shares).where(t.shares.c.id == share_id))
-
-    def delete_shares(self, session_id: str) -> list[Share]:
-        """Delete a session's shares; return them."""
-        found = self.list_shares(session_id)
-        self._db.execute(delete(t.shares).where(t.shares.c.session_id == session_id))
-        return found
 
     # tickets and grants
 

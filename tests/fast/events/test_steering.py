@@ -9,7 +9,7 @@ import pytest
 from event_rig import SETTINGS, EventWorld
 
 from portico import wire
-from portico.errors import Conflict, Invalid, NotFound
+from portico.errors import Conflict, Forbidden, Invalid, NotFound
 from portico.events.steering import Action
 from portico.model import NoticeKind, SessionState, Via, now
 
@@ -174,3 +174,41 @@ def test_the_gateway_is_told_who_may_look_and_nobody_else(world: EventWorld) -> 
         ("alice", "shared"),
     ):
         assert route(who, kind)["kind"] == "answer" and route(who, kind)["status"] in (403, 404), (who, kind)
+
+
+def test_help_is_asked_by_the_organiser_of_those_who_sit_there(world: EventWorld) -> None:
+    world.make_event(seats=2)
+    world.make_event("second", seats=1)
+    name = world.claim().seat_name
+    (free,) = {"ev1-01", "ev1-02"} - {name}
+    session = world.run(world.events.desk.start(world.seat(name), "school", "screen"))
+    world.run(world.events.steering.act(world.olga, "school", Action.WARM, "screen", [free]))
+    ask = world.events.steering.help
+    with pytest.raises(Conflict):
+        world.run(ask(world.olga, "school", name))  # it is not ready
+    make_ready(world)
+    for who in ("otto", "alice"):
+        with pytest.raises(NotFound):
+            world.run(ask(world.identify(who), "school", name))
+    with pytest.raises(Forbidden):
+        world.run(ask(world.identify("root-of-all"), "school", name))
+    with pytest.raises(NotFound):
+        world.run(ask(world.olga, "second", name))
+    with pytest.raises(Conflict, match="Nobody sits"):
+        world.run(ask(world.olga, "school", free))
+    with pytest.raises(Conflict):
+        world.run(ask(world.olga, "school", name, "a" * 12))
+    assert world.run(ask(world.olga, "school", name)).id == session.id
+    ((asked, _),) = world.run(world.sessions.control.list_mine(world.seat(name))).asks
+    assert asked.viewer_name == "olga" and asked.brief, "there is no wall: she sees it only while she helps"
+    cookies = {who: world.sign_in(who) for who in (name, "olga")}
+    agree = f"/sessions/{session.id}/control/agree"
+    form = {"ask_id": str(asked.id)}
+    assert world.ask("POST", agree, cookie=cookies["olga"], data=form).status_code == 404
+    assert world.ask("POST", agree, cookie=cookies[name], data=form, origin="https://evil.example").status_code == 403
+    assert f"{session.title}” of" not in world.ask("GET", f"/shared/{session.id}", cookie=cookies["olga"]).text
+    assert "olga asks to control" in world.ask("GET", "/notices", cookie=cookies[name]).text
+    assert world.ask("POST", agree, cookie=cookies[name], data=form).status_code == 303
+    assert "you control it" in world.ask("GET", f"/shared/{session.id}", cookie=cookies["olga"]).text
+    home = world.ask("GET", "/e/school/home", cookie=cookies[name]).text
+    assert "can control your" in home and ">Stop<" in home

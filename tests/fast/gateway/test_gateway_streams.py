@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
+import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
@@ -17,13 +19,18 @@ from gateway_rig import KEY, SESSION, Raw, Rig, echo_bytes, read_request, reside
 from websockets.asyncio.server import serve, unix_serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from portico.gateway import server
+from portico.gateway.flow import LEAST_BYTES
 from portico.gateway.limits import Limits
+from portico.gateway.stream import UNSENT_BYTES
 from portico.gateway.websocket import compute_accept
 
 UPGRADE = (
     b"GET /stream HTTP/1.1\r\nHost: HOST\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + KEY.encode() + b"\r\n\r\n"
 )
+SIOCOUTQNSD = 0x894B
+"""Bytes that the kernel has not sent yet (linux/sockios.h)."""
 
 
 def run(body: Callable[[Rig], Awaitable[None]], **options: Any) -> None:
@@ -148,6 +155,40 @@ def test_a_slow_client_stops_the_app_and_costs_little() -> None:
             assert await rig.portal.cut(f"session:{SESSION}") == 20
             await until(lambda: not rig.routes._live, 1.5, "cut, although nobody reads")
             assert time.monotonic() - begin < 1.5
+
+    run(body)
+
+
+def test_little_waits_in_the_kernel_for_a_slow_client() -> None:
+    """What it has not been sent yet waits in the app, which has newer things to say: pictures, or the end of a listing."""
+
+    async def body(rig: Rig) -> None:
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    writer.write(b"x" * (1 << 16))
+                    await writer.drain()
+
+        await rig.route_stream(talk, "pty")
+        loop, client = asyncio.get_running_loop(), socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        client.setblocking(False)
+        with client:
+            await loop.sock_connect(client, ("127.0.0.1", rig.port))
+            await loop.sock_sendall(client, UPGRADE.replace(b"HOST", f"localhost:{rig.port}".encode()))
+            await until(lambda: any(live.is_stream for live in rig.routes._live), what="the stream")
+            (stream,) = (live for live in rig.routes._live if live.is_stream)
+
+            def read_unsent() -> int:
+                return struct.unpack("i", fcntl.ioctl(stream._client.sock, SIOCOUTQNSD, bytes(4)))[0]  # type: ignore[attr-defined]
+
+            await until(lambda: stream._client.out is not None, what="a client that takes no more")  # type: ignore[attr-defined]
+            assert read_unsent() <= 2 * server.UNSENT_BYTES, "for whoever is at the other end"
+            taken = 0
+            while taken < 3_000_000:
+                taken += len(await loop.sock_recv(client, 16 * 1024))
+                await asyncio.sleep(0.001)
+            assert read_unsent() <= LEAST_BYTES + 2 * UNSENT_BYTES, "for one that is known to be slow"
 
     run(body)
 

@@ -36,6 +36,8 @@ EVENT_ROWS = {
         )
     },
     "POST /events/{slug}/seats/{name}/restart": "sign-in none none bad no no bad sign-in",  # nothing runs there
+    "POST /events/{slug}/seats/{name}/help": "sign-in none none bad no no no sign-in",  # nor for an admin
+    "POST /api/v1/events/{slug}/seats/{name}/help": "sign-in none none bad no no no bad",
     "POST /events/{slug}/remove": "sign-in none none bad no no bad sign-in",  # it goes on
     **{
         row: "ok ok ok ok ok ok ok ok"

@@ -77,7 +77,8 @@ PARTICIPANTS = {
     "GET /", "GET /sign-in", "POST /sign-in", "POST /sign-out", "GET /feed", "GET /notices", "GET /apps/{app_id}/icon",
     "POST /notices/{notice_id}/forget", "GET /sessions/{session_id}", "GET /sessions/{session_id}/log",
     "POST /sessions/{session_id}/extend", "POST /sessions/{session_id}/forget", "POST /sessions/{session_id}/connect",
-    "POST /sessions/{session_id}/stop", "GET /enrol", "POST /enrol", "POST /enrol/name", "POST /_portico/enter",
+    "POST /sessions/{session_id}/stop", "POST /sessions/{session_id}/control/agree",
+    "POST /sessions/{session_id}/control/refuse", "POST /sessions/{session_id}/control/stop", "GET /enrol", "POST /enrol", "POST /enrol/name", "POST /_portico/enter",
     "GET /api/docs", "GET /api/v1/openapi.json", "GET /api/v1/health", "GET /api/v1/me", "GET /api/v1/feed",
     "GET /api/v1/notices", "GET /api/v1/sessions", "GET /api/v1/sessions/{session_id}",
     "GET /api/v1/sessions/{session_id}/log", "POST /api/v1/sessions/{session_id}/stop",
@@ -109,5 +110,8 @@ def test_a_participants_process_is_no_more_than_its_participant(world: World, mo
     seat = make_event(world)[1]
     monkeypatch.setitem(UIDS, 20003, seat)
     assert world.ask("GET", "/api/v1/me", peer_uid=20003).json()["role"] == "participant"
-    for method, path in (("POST", "/api/v1/sessions"), ("POST", "/api/v1/tokens"), ("GET", "/api/v1/apps")):
+    consent = f"/api/v1/sessions/{'a' * 12}/asks/1"  # what an organiser's start command would like to answer
+    for method, path in (
+        ("POST", "/api/v1/sessions"), ("POST", "/api/v1/tokens"), ("GET", "/api/v1/apps"), ("POST", consent)
+    ):  # fmt: skip
         assert world.ask(method, path, peer_uid=20003, json={}).status_code == 403

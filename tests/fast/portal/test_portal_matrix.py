@@ -58,6 +58,12 @@ ROWS = {
     "POST /sessions/{session_id}/connect": "sign-in none ok   none none sign-in none",
     "POST /sessions/{session_id}/stop": "sign-in none ok   none ok   sign-in none",
     "GET /shared/{session_id}": "sign-in none none ok   none sign-in none",
+    "POST /sessions/{session_id}/control/agree": "sign-in none ok   none none sign-in none",
+    "POST /sessions/{session_id}/control/refuse": "sign-in none ok   none none sign-in none",
+    "POST /sessions/{session_id}/control/allow": "sign-in none ok   none none sign-in none",
+    "POST /sessions/{session_id}/control/stop": "sign-in none ok   none none sign-in none",
+    "POST /shared/{session_id}/control": "sign-in none none ok   none sign-in none",
+    "POST /shared/{session_id}/control/end": "sign-in none none ok   none sign-in none",
     "GET /jobs": OWN_PAGE,
     "POST /jobs": OWN_PAGE,
     "GET /jobs/new": OWN_PAGE,
@@ -112,6 +118,12 @@ ROWS = {
     "GET /api/v1/sessions/{session_id}/shares": ALICES_API,
     "POST /api/v1/sessions/{session_id}/shares": ALICES_API,
     "DELETE /api/v1/sessions/{session_id}/shares/{share_id}": ALICES_API,
+    "POST /api/v1/sessions/{session_id}/shares/{share_id}/control": "sign-in none ok   none none ok      ok",
+    "DELETE /api/v1/sessions/{session_id}/shares/{share_id}/control": "sign-in none ok   none none ok      ok",
+    "POST /api/v1/sessions/{session_id}/asks/{ask_id}": "sign-in none ok   none none ok      ok",
+    "POST /api/v1/shared/{session_id}/control": "sign-in none none ok   none none    none",
+    "DELETE /api/v1/shared/{session_id}/control": "sign-in none none ok   none none    none",
+    "GET /api/v1/controls": OWN_API,
     "GET /api/v1/clusters": OWN_API,
     "GET /api/v1/job-templates": OWN_API,
     "GET /api/v1/clusters/{cluster}/offers": OWN_API,
@@ -161,6 +173,11 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /_portico/enter": {"ticket": "nothing"},
     "POST /sessions/{session_id}/share": {"viewer_name": "bob"},
     "POST /sessions/{session_id}/unshare": {"share_id": "{share_id}"},
+    "POST /sessions/{session_id}/control/agree": {"ask_id": "{ask_id}"},
+    "POST /sessions/{session_id}/control/refuse": {"ask_id": "{ask_id}"},
+    "POST /sessions/{session_id}/control/allow": {"share_id": "{share_id}"},
+    "POST /sessions/{session_id}/control/stop": {"share_id": "{share_id}"},
+    "POST /api/v1/sessions/{session_id}/asks/{ask_id}": {"agree": "true"},
     "POST /account/password": {"old": "wrong", "new": "y" * 20, "again": "y" * 20},
     "POST /account/tokens": {"label": "new", "days": "1"},
     "POST /account/keys": {"key": "{new_key}"},
@@ -183,6 +200,11 @@ FORMS: dict[str, dict[str, str]] = {
     "POST /api/v1/ssh/login/collect": {"device_code": "nothing"},
     "POST /api/v1/tokens": {"label": "new", "days": "1"},
 }
+CONTROLLED = {
+    "POST /sessions/{session_id}/control/stop",
+    "DELETE /api/v1/sessions/{session_id}/shares/{share_id}/control",
+}
+"""What begins with carol in control; the others with her question."""
 APPS = {
     "POST /sessions/{session_id}/connect": "book",
     "GET /apps/{app_id}/icon": "book",
@@ -231,6 +253,10 @@ def ask_as(world: World, row: str, who: str) -> Any:
             world.run(world.sessions.share(world.identify("alice"), session.id, "carol")) if app == "shell" else None
         )
         values |= {"session_id": session.id, "share_id": str(share.id if share else 0)}
+        if "control" in path or "{ask_id}" in path:
+            values["ask_id"] = str(world.run(world.sessions.control.ask(world.identify("carol"), session.id)).id)
+            if row in CONTROLLED:
+                world.run(world.sessions.control.agree(world.identify("alice"), session.id, int(values["ask_id"])))
     if "{cluster}" in path:
         job = world.slurm.add("alice")
         world.files.files[f"/home/{job.id}.out"] = b"hello"

@@ -243,7 +243,7 @@ def test_a_share_lets_look_until_it_is_taken_back_or_the_end(tmp_path: Path) -> 
             await desk.reach(alice, session, SessionState.ENDED)
             assert await desk.sessions.list_shared_with(bob) == []
             with pytest.raises(NotFound):
-                await desk.sessions.get_shared(bob, session.id)
+                await desk.sessions.control.view(bob, session.id)
 
     run(test())
 

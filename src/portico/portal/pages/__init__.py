@@ -9,11 +9,12 @@ from portico.portal.pages import (
     people_ssh,
     work,
     work_connect,
+    work_control,
     work_jobs,
 )
 from portico.portal.pages.routers import find_safe_path, public, router
 
 __all__ = [
     "entrance", "event_door", "events", "find_safe_path", "people", "people_certificates", "people_ssh", "public",
-    "router", "work", "work_connect", "work_jobs",
+    "router", "work", "work_connect", "work_control", "work_jobs",
 ]  # fmt: skip

@@ -242,8 +242,11 @@ async def _show_seat(request: Request, who: Identity, slug: str, **values: Any) 
     view = await get_context(request).events.desk.view(who, slug)
     if not view.registered and not view.closed:
         return see(f"/e/{slug}/register")
-    notices = await get_context(request).sessions.notices.list_notices(who)
-    return render(request, "event_home.html", who, event=view.event, view=view, notices=notices, **values)
+    sessions = get_context(request).sessions
+    notices, controls = await sessions.notices.list_notices(who), await sessions.control.list_mine(who)
+    return render(
+        request, "event_home.html", who, event=view.event, view=view, notices=notices, controls=controls, **values
+    )
 
 
 @router.post("/e/{slug}/apps/{app_id}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 from fastapi import Form, Request
 from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 
-from portico.errors import Invalid, NotFound, PorticoError
+from portico.errors import Conflict, Invalid, NotFound, PorticoError, TooMany
 from portico.events.settings import parse_fields, render_fields
 from portico.events.sheet import render_link, render_qr, render_sheet
 from portico.events.steering import Action
@@ -306,6 +307,18 @@ async def restart_seat(request: Request, who: Who, slug: str, name: str) -> Resp
     """Stop what runs on a seat, and start the same again."""
     again = await get_context(request).events.steering.restart(who, slug, name)
     return await _show_event(request, who, slug, done=f"Started again on {name}: {', '.join(again) or 'nothing'}.")
+
+
+@router.post("/events/{slug}/seats/{name}/help")
+async def help_seat(
+    request: Request, who: Who, slug: str, name: str, session_id: Text = "", back: Text = ""
+) -> Response:
+    """Ask a participant to let one type and point on their desktop."""
+    try:
+        session = await get_context(request).events.steering.help(who, slug, name, session_id)
+    except (Conflict, TooMany) as error:
+        return await _show_event(request, who, slug, error=error)
+    return see(f"/shared/{session.id}?back={quote(find_safe_path(back or f'/events/{slug}'))}")
 
 
 @router.post("/events/{slug}/message")

@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from portico.accounts import Permission, may, require
 from portico.errors import Conflict, Invalid, NotFound, PorticoError, Unavailable
-from portico.model import FieldKind, Identity, Range, Reach, Role, Session, SessionState
+from portico.model import FieldKind, Identity, Range, Reach, Role, Session, SessionState, now
 from portico.portal.context import RowId, get_context, in_thread
 from portico.portal.guard import render_csp
 from portico.portal.pages.routers import Text, Who, find_safe_path, router, see
@@ -48,6 +48,7 @@ async def show_home(request: Request, who: Who) -> Response:
         shared=await context.sessions.list_shared_with(who),
         capacity=await context.sessions.get_capacity(),
         notices=await context.sessions.notices.list_notices(who),
+        controls=await context.sessions.control.list_mine(who),
     )
 
 
@@ -208,23 +209,25 @@ async def forget_session(request: Request, who: Who, session_id: str) -> Respons
 @router.post("/sessions/{session_id}/share")
 async def share_session(request: Request, who: Who, session_id: str, viewer_name: Text = "") -> Response:
     """Let a colleague look."""
-    context = get_context(request)
     try:
-        await context.sessions.share(who, session_id, viewer_name.strip())
+        await get_context(request).sessions.share(who, session_id, viewer_name.strip())
     except (Invalid, Conflict) as error:
-        session = await context.sessions.get_session(who, session_id)
-        shares = await context.sessions.list_shares(who, session_id)
-        return render(request, "share.html", who, session=session, shares=shares, error=error)
+        return await _show_shares(request, who, session_id, error)
     return see(f"/sessions/{session_id}/share")
 
 
 @router.get("/sessions/{session_id}/share")
 async def show_shares(request: Request, who: Who, session_id: str) -> Response:
     """Show who may look."""
+    return await _show_shares(request, who, session_id)
+
+
+async def _show_shares(request: Request, who: Identity, session_id: str, error: PorticoError | None = None) -> Response:
     context = get_context(request)
     session = await context.sessions.get_session(who, session_id)
     shares = await context.sessions.list_shares(who, session_id)
-    return render(request, "share.html", who, session=session, shares=shares)
+    minutes = context.config.control_minutes
+    return render(request, "share.html", who, session=session, shares=shares, minutes=minutes, at=now(), error=error)
 
 
 @router.post("/sessions/{session_id}/unshare")
@@ -235,17 +238,30 @@ async def unshare_session(request: Request, who: Who, session_id: str, share_id:
 
 
 @router.get("/shared/{session_id}")
-async def show_shared(request: Request, who: Who, session_id: str) -> Response:
-    """Show a colleague's desktop or terminal; the gateway lets nothing through but looking."""
-    share, session = await get_context(request).sessions.get_shared(who, session_id)
-    return _with_terminal(request, render(request, "shared.html", who, share=share, session=session), session)
+async def show_shared(request: Request, who: Who, session_id: str, back: str = "/") -> Response:
+    """Show a colleague's desktop or terminal; the gateway lets nothing through but looking, unless it is controlled."""
+    context = get_context(request)
+    viewing = await context.sessions.control.view(who, session_id)
+    clipboard = context.config.clipboard_limits
+    answer = render(
+        request,
+        "shared.html",
+        who,
+        viewing=viewing,
+        session=viewing.session,
+        clipboard=clipboard,
+        minutes=context.config.control_minutes,
+        back=find_safe_path(back),
+    )
+    return _with_terminal(request, answer, viewing.session)
 
 
 @router.get("/notices")
 async def show_notices(request: Request, who: Who) -> Response:
-    """Show what one is told of one's sessions; every page fetches it."""
-    notices = await get_context(request).sessions.notices.list_notices(who)
-    return render(request, "notices.html", who, notices=notices)
+    """Show what one is told of one's sessions, and asked; every page fetches it."""
+    sessions = get_context(request).sessions
+    notices, controls = await sessions.notices.list_notices(who), await sessions.control.list_mine(who)
+    return render(request, "notices.html", who, notices=notices, controls=controls)
 
 
 @router.post("/notices/{notice_id}/forget")

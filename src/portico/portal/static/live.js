@@ -6,10 +6,11 @@ const live = () => [...document.querySelectorAll("[data-live]")];
 const describe = (item) => [item.textContent, item.getAttribute("href"), item.form?.getAttribute("action")].join(" ");
 
 async function refresh() {
+  if (!live().length) return;
   // A page that answered a form stands at the form's address, where it can't be looked at again; it says where it can.
   const address = document.querySelector("[data-live-at]")?.dataset.liveAt ?? location.href;
   const answer = await fetch(address, { headers: { Accept: "text/html" }, redirect: "manual" });
-  if (answer.type === "opaqueredirect") return location.reload();
+  if (answer.type === "opaqueredirect" || answer.status === 404) return location.reload(); // the page itself says why
   if (!answer.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   for (const old of live()) {
@@ -34,7 +35,9 @@ async function announce() {
   if (document.getElementById("notices")) return;
   const answer = await fetch("/notices", { headers: { Accept: "text/html" }, redirect: "manual" });
   if (!answer.ok) return;
-  const notes = [...new DOMParser().parseFromString(await answer.text(), "text/html").querySelectorAll("#notices .note")];
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  showControls(page.getElementById("controls"));
+  const notes = [...page.querySelectorAll("#notices .note")];
   const before = sessionStorage.getItem("portico-notices");
   const known = new Set(JSON.parse(before ?? "[]"));
   if (before !== null) {
@@ -47,6 +50,31 @@ async function announce() {
   }
   sessionStorage.setItem("portico-notices", JSON.stringify(notes.map(nameOf)));
   show();
+}
+
+// Who asks to control a desktop, and who does, stands above whatever page there is, one in full screen and a dialog too.
+const controls = document.createElement("div");
+controls.className = "controls floating";
+controls.setAttribute("aria-live", "assertive");
+let controlsShown = "";
+function placeControls() {
+  if (controls.hasChildNodes()) (document.querySelector("dialog[open]") ?? document.fullscreenElement ?? document.body).append(controls);
+  else controls.remove();
+}
+function showControls(found) {
+  if (!found || found.innerHTML === controlsShown) return;
+  controlsShown = found.innerHTML;
+  controls.replaceChildren(...found.children);
+  placeControls();
+}
+document.addEventListener("fullscreenchange", placeControls);
+document.addEventListener("portico-shown", placeControls);
+document.addEventListener("close", placeControls, true); // of a dialog
+async function sendAnswer(form) {
+  for (const button of controls.querySelectorAll("button")) button.disabled = true;
+  await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)), redirect: "manual" }).catch(() => {});
+  controlsShown = ""; // what is so now is shown anew, an answer that did not get through too
+  refreshSoon();
 }
 
 let due = null;
@@ -79,7 +107,7 @@ function close() {
 }
 
 function listen() {
-  if (!live().length || !document.querySelector(".who")) return;
+  if (!document.querySelector(".who")) return;
   channel.onmessage = (event) => hear(event.data);
   refreshSoon(); // what changed between the page and the first news
   if (navigator.locks) {
@@ -110,6 +138,10 @@ function show() {
 }
 
 document.addEventListener("submit", (event) => {
+  if (controls.contains(event.target)) {
+    event.preventDefault(); // the page stays, and a desktop in full screen with it
+    return sendAnswer(event.target);
+  }
   const question = event.target.dataset.confirm;
   if (question && !confirm(question)) return event.preventDefault();
   if (event.target.target === "_blank") return;

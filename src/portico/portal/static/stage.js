@@ -3,6 +3,7 @@
 export const stage = document.querySelector(".stage");
 export const screen = stage.querySelector("[data-screen]");
 export const viewOnly = "viewOnly" in stage.dataset;
+export const guest = "guest" in stage.dataset; // who types and points in a colleague's session: the size is its owner's
 export const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${stage.dataset.stream}`;
 
 const link = stage.querySelector("[data-link]");
@@ -34,7 +35,7 @@ export const CUT = 4001;
 
 // Taken back, ended, signed out, or only a lost connection? The page knows; if it is another one now, it is loaded anew.
 export async function reloadIfGone() {
-  const answer = await fetch(location.href, { redirect: "manual" }).catch(() => null);
+  const answer = await fetch(location.href, { redirect: "manual", signal: AbortSignal.timeout(5000) }).catch(() => null);
   if (answer && !answer.ok && answer.status < 500) location.reload();
 }
 

@@ -4,7 +4,7 @@
 import { Terminal } from "./vendor/xterm/xterm.mjs";
 import { FitAddon } from "./vendor/xterm/addon-fit.mjs";
 import { WebLinksAddon } from "./vendor/xterm/addon-web-links.mjs";
-import { CUT, makeBackoff, reloadIfGone, say, screen, stage, tool, url, viewOnly } from "./stage.js";
+import { CUT, guest, makeBackoff, reloadIfGone, say, screen, stage, tool, url, viewOnly } from "./stage.js";
 
 const terminal = new Terminal({
   fontFamily: 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace',
@@ -29,6 +29,8 @@ let replayUntil = 0n; // what comes before is a replay, to which the terminal's 
 let written = 0n; // how far xterm.js has come
 let rest = new Uint8Array();
 let exited = false;
+let waitsSince = null; // for anything to be heard after something was typed
+const SILENT_MS = 8000;
 
 function frame(kind, payload) {
   const bytes = new Uint8Array(5 + payload.length);
@@ -39,7 +41,9 @@ function frame(kind, payload) {
 }
 
 function send(kind, payload) {
-  if (socket?.readyState === WebSocket.OPEN) socket.send(frame(kind, payload));
+  if (socket?.readyState !== WebSocket.OPEN) return;
+  if (kind === "i") waitsSince ??= performance.now();
+  socket.send(frame(kind, payload));
 }
 
 function sendSize() {
@@ -47,7 +51,7 @@ function sendSize() {
   const view = new DataView(bytes.buffer);
   view.setUint16(0, terminal.cols);
   view.setUint16(2, terminal.rows);
-  if (!viewOnly) send("r", bytes);
+  if (!viewOnly && !guest) send("r", bytes);
 }
 
 function take(kind, payload) {
@@ -94,8 +98,14 @@ function connect() {
       backoff.reset();
       say(viewOnly ? "looking" : "connected", "up");
     };
-    socket.onmessage = (event) => feed(new Uint8Array(event.data));
-    socket.onclose = (event) => resolve(event.code);
+    socket.onmessage = (event) => { waitsSince = null; feed(new Uint8Array(event.data)); };
+    // A network that went away says nothing, and the browser waits for minutes. To attach again costs nothing, and loses nothing.
+    const own = socket;
+    const leave = (code) => { clearInterval(timer); removeEventListener("online", giveUp); waitsSince = null; resolve(code); };
+    const giveUp = () => { own.onmessage = own.onclose = null; own.close(); leave(0); };
+    const timer = setInterval(() => { if (waitsSince !== null && performance.now() - waitsSince > SILENT_MS) giveUp(); }, 1000);
+    addEventListener("online", giveUp);
+    socket.onclose = (event) => leave(event.code);
   });
 }
 
@@ -136,7 +146,7 @@ function changeFont(step) {
 tool("smaller")?.addEventListener("click", () => changeFont(-1));
 tool("larger")?.addEventListener("click", () => changeFont(1));
 
-new ResizeObserver(() => { if (!viewOnly) fit.fit(); }).observe(screen);
+new ResizeObserver(() => { if (!viewOnly && !guest) fit.fit(); }).observe(screen);
 terminal.focus();
 stay();
 window.porticoTerminal = terminal;
