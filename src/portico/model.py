@@ -403,7 +403,8 @@ class EventField:
 class EventSettings:
     """What an organiser decides of an event. Texts are Markdown; ``colour`` and ``second_colour`` are ``#rrggbb``.
 
-    ``wall``: the organiser sees participants' desktops, view only, and they are told so.
+    ``wall``: the organiser sees participants' desktops, view only, and they are told so. ``archive``: the organiser may
+    fetch a copy of all seats' homes, and they are told so. ``entry_code``: what a registration asks for, if any.
     ``texts`` are what participants must accept: name and text. ``cluster`` and ``placement`` are as a session's.
     """
 
@@ -419,11 +420,31 @@ class EventSettings:
     start_command: str = ""
     fetch_hours: float = 72
     wall: bool = False
+    archive: bool = True
+    entry_code: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A number over time, at moments that are equally far apart, the first and the last being the plot's."""
+
+    name: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Lines over the same time."""
+
+    title: str
+    begins: datetime
+    ends: datetime
+    lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
 class Event:
-    """A workshop or school. ``summary`` is what stays of it: numbers, no names."""
+    """A workshop or school. ``summary`` and ``history`` are what stays of it, from its end on: numbers, no names."""
 
     id: int
     slug: str
@@ -436,6 +457,7 @@ class Event:
     settings: EventSettings = field(default_factory=EventSettings)
     ended: datetime | None = None
     summary: dict[str, int] = field(default_factory=dict)
+    history: tuple[Plot, ...] = ()
 
     @property
     def fetch_until(self) -> datetime | None:

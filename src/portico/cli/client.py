@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from portico.config import load_config
 from portico.errors import Invalid, NotSignedIn, PorticoError, Unavailable, from_wire
 
 TIMEOUT_S = 30.0
+STREAM_TIMEOUT_S = 600.0
+"""Of silence, while something is being packed."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,26 @@ class Client:
         if not answer.is_success:
             raise parse_error(data, answer.status_code)
         return data
+
+    def stream(self, path: str, query: Mapping[str, Any]) -> Iterator[bytes]:
+        """Yield what the API sends, as it comes.
+
+        Raises:
+            PorticoError: As the API says; Unavailable where it breaks off, and what was yielded is a part.
+
+        """
+        try:
+            with self._http.stream("GET", f"/api/v1{path}", params=dict(query), timeout=STREAM_TIMEOUT_S) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    with contextlib.suppress(ValueError):
+                        raise parse_error(answer.json(), answer.status_code)
+                    raise Unavailable(f"Portico answered with status {answer.status_code}.")
+                yield from answer.iter_raw()
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                "It was broken off.", why=str(error) or type(error).__name__, hint="Try again."
+            ) from error
 
     def close(self) -> None:
         """Close the connection."""

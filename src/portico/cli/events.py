@@ -16,6 +16,7 @@ import typer
 
 from portico.cli import show
 from portico.cli.client import Client
+from portico.cli.event_archive import fetch_archive
 from portico.cli.show import AsJson
 from portico.errors import Invalid
 
@@ -23,6 +24,8 @@ event = typer.Typer(no_args_is_help=True, help="Workshops with seats made ahead 
 
 Slug = Annotated[str, typer.Argument(help="The event's name in its address.", metavar="EVENT")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
+
+event.command("archive")(fetch_archive)
 
 LIST_COLUMNS = {"Event": "slug", "Title": "title", "State": "state", "Begins": "begins", "Ends": "ends"}
 ONE_COLUMNS = LIST_COLUMNS | {
@@ -188,6 +191,14 @@ def end_event(context: typer.Context, slug: Slug, yes: Yes = False, as_json: AsJ
     """End an event: all sessions stop; participants can still fetch their files for a while."""
     _confirm(f"End {slug}? All its sessions stop now.", yes)
     show.show(Client(context.obj).ask("POST", f"/events/{slug}/do/end"), as_json, ONE_COLUMNS)
+
+
+@event.command("summary")
+def show_summary(context: typer.Context, slug: Slug, as_json: AsJson = False) -> None:
+    """Show numbers of an event, without names: as it is now, or as it was at its end; with --json over time."""
+    data = Client(context.obj).ask("GET", f"/events/{slug}/summary")
+    numbers = data["numbers"]
+    show.show(data if as_json else numbers, as_json, {name.capitalize(): name for name in numbers})
 
 
 @event.command("export")

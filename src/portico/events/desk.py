@@ -6,6 +6,7 @@ One's own seat only: there is no argument that could name another's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +17,8 @@ from typing import Final
 from portico.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unavailable
 from portico.events.access import get_own_seat
 from portico.events.claims import needs_registration
-from portico.events.programs import UPLOADS, render_archive, render_put, run
+from portico.events.homes import stream_home
+from portico.events.programs import UPLOADS, render_put, run
 from portico.events.settings import check_file_name
 from portico.model import App, Event, EventState, Identity, Reach, Seat, SeatState, Session, SessionState, UserState
 from portico.sessions import BrokerMachine, Sessions
@@ -24,9 +26,7 @@ from portico.sessions.images import FIELD
 from portico.sessions.rows import Rows
 from portico.store import Transaction
 
-ARCHIVE_S: Final = 4 * 3600.0
 UPLOAD_S: Final = 300.0
-CHUNK_BYTES: Final = 1 << 16
 FILE_LIMIT_BYTES: Final = 2_000_000_000
 UPLOAD_ID: Final = re.compile(r"[a-z0-9]{1,32}\Z")
 LIVE: Final = (SessionState.QUEUED, SessionState.STARTING, SessionState.READY)
@@ -208,29 +208,13 @@ class Desk:
 
     async def _stream(self, name: str) -> AsyncIterator[bytes]:
         self._archiving.add(name)  # only now: whoever never reads has never begun
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        loop = asyncio.get_running_loop()
-        packing = asyncio.create_task(
-            run(
-                self._machine,
-                name,
-                render_archive(),
-                [theirs.detach()],
-                timeout_s=ARCHIVE_S,
-                stream=True,
-                fine=(0, 1),
-            )
-        )
         try:
-            while data := await loop.sock_recv(ours, CHUNK_BYTES):
-                yield data
-            await packing  # raises where tar failed: then the answer breaks off, and is not taken for the whole
+            async with contextlib.aclosing(stream_home(self._machine, name)) as pieces:
+                async for data in pieces:
+                    yield data
+            # Where tar failed the answer breaks off, and is not taken for the whole.
         finally:
-            ours.close()  # tar ends with it (EPIPE)
             self._archiving.discard(name)
-            packing.cancel()
-            await asyncio.gather(packing, return_exceptions=True)
 
 
 async def _write_all(sock: socket.socket, content: bytes) -> None:

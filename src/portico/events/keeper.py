@@ -10,7 +10,6 @@ import contextlib
 import logging
 import pwd
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,6 +22,7 @@ from portico.errors import Conflict, NotFound, PorticoError
 from portico.events.access import KEEPER
 from portico.events.claims import seat_waiting
 from portico.events.programs import render_put, run
+from portico.events.summary import summarise
 from portico.model import Event, EventState, Role, Seat, SeatState, UserState
 from portico.sessions import BrokerMachine, Sessions
 from portico.sessions.rows import Rows
@@ -156,18 +156,11 @@ class Keeper:
 
     def make_ended(self, tx: Transaction, event: Event) -> Event:
         """Return an event as it is from its end on, with what can be said of it without names."""
-        seats, registrations = tx.list_seats(event.id), tx.list_registrations(event.id)
-        names = {seat.name for seat in seats}
-        ran = [session for session in tx.list_sessions(limit=100_000) if session.user_name in names]
-        summary = {
-            "seats": len(seats),
-            "seats taken": sum(seat.state is SeatState.TAKEN for seat in seats),
-            "registrations": len(registrations),
-            "waited in vain": sum(not one.seat_name for one in registrations),
-            "sessions": len(ran),
-        }
-        summary |= {f"sessions of {app}": n for app, n in sorted(Counter(s.app_id for s in ran).items())}
-        return replace(event, state=EventState.ENDED, ended=self._clock(), summary=summary)
+        at = self._clock()
+        found = summarise(
+            tx.list_seats(event.id), tx.list_registrations(event.id), tx.list_event_sessions(event.id), at
+        )
+        return replace(event, state=EventState.ENDED, ended=at, summary=found.numbers, history=found.plots)
 
     def _end(self, tx: Transaction, slug: str) -> None:
         event = tx.find_event(slug)

@@ -65,7 +65,7 @@ def render_archive() -> list[str]:
     changed while it was read.
     """
     return [
-        "/usr/bin/tar", "--create", "--gzip", "--file=-", "--one-file-system", "--ignore-failed-read",
+        "/usr/bin/tar", "--create", "--gzip", "--file=-", "--one-file-system", "--ignore-failed-read", "--sparse",
         "--exclude=./.cache", "--exclude=./.local/share/portico", "--transform=s,^\\.,home,S", ".",
     ]  # fmt: skip
 
@@ -79,8 +79,9 @@ async def run(
     timeout_s: float = 60.0,
     stream: bool = False,
     fine: Collection[int] = (0,),
-) -> None:
-    """Run a program as a user, by their agent, and wait for its end. ``fds`` are closed.
+) -> str:
+    """Run a program as a user, by their agent, and wait for its end; return the last line of its errors. ``fds`` are
+    closed.
 
     Args:
         machine: The agents.
@@ -101,10 +102,12 @@ async def run(
     wire.close_all(received)
     if answer.get("timed_out"):
         raise Unavailable("It took too long.", why=f"The limit is {timeout_s:g} s.")
+    said = _find_last_line(answer.get("stderr"))
     if answer.get("status") not in fine:
-        raise Unavailable("It failed.", why=_find_last_line(answer.get("stderr")))
+        raise Unavailable("It failed.", why=said or "It said nothing.")
+    return said
 
 
 def _find_last_line(said: Any) -> str:
     lines = said.strip().splitlines() if isinstance(said, str) else []
-    return lines[-1][:300] if lines else "It said nothing."
+    return "".join(letter if letter.isprintable() else "?" for letter in lines[-1][:300]) if lines else ""

@@ -16,6 +16,7 @@ from portico.accounts import Accounts, Permission, may, require
 from portico.config import Config
 from portico.errors import Conflict, Forbidden, Invalid
 from portico.events.access import get_managed
+from portico.events.archive import Archives
 from portico.events.claims import Claims
 from portico.events.desk import Desk
 from portico.events.images import check_logo
@@ -36,6 +37,7 @@ from portico.model import (
     EventSettings,
     EventState,
     Identity,
+    NoticeKind,
     Registration,
     SeatState,
     now,
@@ -86,6 +88,7 @@ class Events:
         self.claims = Claims(self._rows, accounts, clock)
         self.desk = Desk(self._rows, sessions, machine, clock)
         self.steering = Steering(self._rows, accounts, sessions, self.seats, self.desk)
+        self.archives = Archives(self._rows, self.seats, machine, clock)
 
     async def run(self) -> None:
         """Make, seat, end and remove what is due, until cancelled."""
@@ -190,12 +193,20 @@ class Events:
             refuse_over(event)
             if event.settings.wall and not settings.wall:
                 gone.extend(take_wall_down(tx, event))
+            if settings.archive and not event.settings.archive:
+                self._tell_of_archive(tx, event)
             return replace(event, title=title, begins=begins, ends=ends, settings=settings)
 
         event = await self._change(who, slug, "event:change", change)
         if gone:
             self._sessions.on_cut(gone)
         return event
+
+    def _tell_of_archive(self, tx: Transaction, event: Event) -> None:
+        """Tell those who sit there already; whoever comes later reads it on the way."""
+        text = f"{event.organiser_name} can now fetch a copy of all files on your seat."
+        for seat in tx.list_seats(event.id, (SeatState.TAKEN,)):
+            tx.add_notice(seat.name, self._clock(), NoticeKind.MESSAGE, f"/e/{event.slug}/home", text, event.title)
 
     async def open(self, who: Identity, slug: str) -> Event:
         """Let people in: show the landing page, take registrations.

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import PlainTextResponse
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from portico.errors import NotFound
@@ -69,6 +69,8 @@ class SettingsShape(Shape):
     start_command: str = ""
     fetch_hours: float = EventSettings.fetch_hours
     wall: bool = False
+    archive: bool = True
+    entry_code: str = Field("", max_length=100)
 
     def read(self) -> EventSettings:
         """Return it as the events' service takes it."""
@@ -152,6 +154,7 @@ def _render(request: Request, event: Event) -> dict[str, Any]:
         "settings": asdict(event.settings)
         | {"texts": [{"name": name, "text": text} for name, text in event.settings.texts]},
         "link": f"{get_context(request).config.portal_origin}/e/{event.slug}",
+        "archiving": get_context(request).events.archives.find_progress(event),
     }
 
 
@@ -257,6 +260,26 @@ async def export_list(request: Request, who: Who, slug: str) -> PlainTextRespons
 async def export_seats(request: Request, who: Who, slug: str) -> PlainTextResponse:
     """Return who sits where and what they answered, as CSV."""
     return PlainTextResponse(await get_context(request).events.seats.export_seats(who, slug))
+
+
+@router.get("/events/{slug}/summary")
+async def read_summary(request: Request, who: Who, slug: str) -> dict[str, Any]:
+    """Return an event's numbers and lines over time, without names: as it is now, or as it was at its end."""
+    return asdict(await get_context(request).events.archives.summarise(who, slug))
+
+
+@router.get("/events/{slug}/archive", response_class=StreamingResponse)
+async def fetch_archive(
+    request: Request, who: Who, slug: str, seat: Annotated[list[str] | None, Query(max_length=1000)] = None
+) -> StreamingResponse:
+    """Send the homes of all seats, or of those named, as a zip archive, while it is being made."""
+    pieces = await get_context(request).events.archives.open(who, slug, seat or [])
+    return StreamingResponse(pieces, media_type="application/zip", headers=describe_archive(slug))
+
+
+def describe_archive(slug: str) -> dict[str, str]:
+    """Return the headers of an archive: its name, and that a front server shall hold nothing back."""
+    return {"Content-Disposition": f"attachment; filename={slug}-archive.zip", "X-Accel-Buffering": "no"}
 
 
 @router.post("/events/{slug}/act")

@@ -19,6 +19,8 @@ from portico.model import (
     EventSettings,
     EventState,
     FieldKind,
+    Line,
+    Plot,
     Registration,
     Seat,
     SeatState,
@@ -210,12 +212,22 @@ class EventRows:
 
 def _from_event(event: Event) -> dict[str, Any]:
     values = {key: value for key, value in asdict(event).items() if key != "id"}
-    return values | {"state": event.state.value}
+    return values | {"state": event.state.value, "history": [_from_plot(plot) for plot in event.history]}
+
+
+def _from_plot(plot: Plot) -> dict[str, Any]:
+    return asdict(plot) | {"begins": plot.begins.isoformat(), "ends": plot.ends.isoformat()}
+
+
+def _to_plot(value: dict[str, Any]) -> Plot:
+    lines = tuple(Line(line["name"], tuple(line["values"])) for line in value["lines"])
+    return Plot(value["title"], datetime.fromisoformat(value["begins"]), datetime.fromisoformat(value["ends"]), lines)
 
 
 def _to_event(row: Any) -> Event:
     values = {key: value for key, value in row._mapping.items() if key != "next_number"}
-    return Event(**{**values, "state": EventState(row.state), "settings": parse_settings(row.settings)})
+    values |= {"state": EventState(row.state), "settings": parse_settings(row.settings)}
+    return Event(**{**values, "history": tuple(_to_plot(plot) for plot in row.history)})
 
 
 def parse_settings(value: dict[str, Any]) -> EventSettings:
@@ -228,7 +240,8 @@ def parse_settings(value: dict[str, Any]) -> EventSettings:
         ),
         "texts": tuple((str(name), str(text)) for name, text in value.get("texts", ())),
     }
-    return EventSettings(**{**value, **lists})
+    # Whoever came while there was no archive of all was not told of one.
+    return EventSettings(**{"archive": False, **value, **lists})
 
 
 def _to_seat(row: Any) -> Seat:

@@ -262,6 +262,7 @@ events = Table(
     Column("settings", JSON, nullable=False),
     Column("ended", UtcTime),
     Column("summary", JSON, nullable=False),
+    Column("history", JSON, nullable=False, server_default="[]"),
     Column("next_number", Integer, nullable=False),  # of the next seat: no name is given twice
     sqlite_autoincrement=True,
 )

@@ -242,6 +242,14 @@ class Transaction(EventRows, ShareRows, SshRows):
         rows = self._db.execute(query.order_by(t.sessions.c.created.desc()).limit(limit))
         return [_to_session(row) for row in rows]
 
+    def list_event_sessions(self, event_id: int) -> list[Session]:
+        """Return the sessions of an event's seats, those that ended too, the oldest first."""
+        names = select(t.seats.c.name).where(t.seats.c.event_id == event_id)
+        rows = self._db.execute(
+            select(t.sessions).where(t.sessions.c.user_name.in_(names)).order_by(t.sessions.c.created)
+        )
+        return [_to_session(row) for row in rows]
+
     def list_live_sessions(self) -> list[Session]:
         """Return all sessions that have not ended, the oldest first."""
         return self.list_sessions(states=LIVE, limit=100_000)[::-1]

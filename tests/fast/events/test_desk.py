@@ -158,7 +158,7 @@ def test_an_archive_that_fails_is_not_taken_for_the_whole(
     world: EventWorld, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = ["/bin/sh", "-c", "echo half; echo 'tar: no space' >&2; exit 2"]
-    monkeypatch.setattr("portico.events.desk.render_archive", lambda: argv)
+    monkeypatch.setattr("portico.events.homes.render_archive", lambda: argv)
     with pytest.raises(Unavailable) as caught:
         archive(world)
     assert "no space" in caught.value.why

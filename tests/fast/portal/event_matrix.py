@@ -25,6 +25,7 @@ EVENT_ROWS = {
             "POST /events/{slug}/import",
             "POST /events/{slug}/list",
             "GET /events/{slug}/seats.csv",
+            "GET /events/{slug}/archive",
             "POST /events/{slug}/sheet",
             "POST /events/{slug}/logo",
             "POST /events/{slug}/handouts",
@@ -72,6 +73,8 @@ EVENT_ROWS = {
             "POST /api/v1/events/{slug}/export",
             "GET /api/v1/events/{slug}/registrations",
             "GET /api/v1/events/{slug}/removal",
+            "GET /api/v1/events/{slug}/summary",
+            "GET /api/v1/events/{slug}/archive",
             "POST /api/v1/events/{slug}/act",
             "POST /api/v1/events/{slug}/message",
         )

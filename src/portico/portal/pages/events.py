@@ -8,15 +8,17 @@ from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 from fastapi import Form, Request
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 from starlette.datastructures import UploadFile
 
 from portico.errors import Conflict, Invalid, NotFound, PorticoError, TooMany
+from portico.events.plots import render_plots
 from portico.events.settings import parse_fields, render_fields
 from portico.events.sheet import render_link, render_qr, render_sheet
 from portico.events.steering import Action
 from portico.model import Event, EventApp, EventSettings, Identity, SeatState, now
 from portico.portal.context import get_context, in_thread
+from portico.portal.events_api import describe_archive
 from portico.portal.pages.routers import Text, Who, find_safe_path, router, see
 from portico.portal.rendering import render
 from portico.sessions.images import find_field
@@ -89,6 +91,7 @@ def _render_settings(settings: EventSettings) -> dict[str, str]:
         "second_colour": settings.second_colour,
         "registration": "1" if settings.registration else "",
         "wall": "1" if settings.wall else "",
+        "archive": "1" if settings.archive else "",
         "cluster": settings.cluster,
         "fields": render_fields(settings.fields),
         "start_command": settings.start_command,
@@ -134,6 +137,7 @@ def _parse_settings(form: dict[str, str], before: EventSettings) -> EventSetting
         second_colour=form.get("second_colour", before.second_colour),
         registration="registration" in form,
         wall="wall" in form,
+        archive="archive" in form,
         apps=tuple(apps),
         cluster=form.get("cluster", ""),
         fields=parse_fields(form.get("fields", "")),
@@ -198,6 +202,7 @@ async def _show_event(request: Request, who: Identity, slug: str, **values: Any)
     views = await events.seats.list_seats(who, slug)
     counts = {state: sum(view.seat.state is state for view in views) for state in SeatState}
     registrations = await events.list_registrations(who, slug)
+    summary = await events.archives.summarise(who, slug)
     return render(
         request,
         "event.html",
@@ -210,6 +215,9 @@ async def _show_event(request: Request, who: Identity, slug: str, **values: Any)
         has_logo=await events.read_logo(event) is not None,
         link=f"{context.config.portal_origin}/e/{slug}",
         qr=render_qr(f"{context.config.portal_origin}/e/{slug}"),
+        summary=summary,
+        plots=render_plots(summary.plots),
+        archiving=events.archives.find_progress(event),
         **values,
     )
 
@@ -272,6 +280,13 @@ async def export_seats(request: Request, who: Who, slug: str) -> Response:
     """Return who sits where, and what they answered."""
     text = await get_context(request).events.seats.export_seats(who, slug)
     return _attach(text.encode(), CSV, f"{slug}-seats.csv")
+
+
+@router.get("/events/{slug}/archive")
+async def fetch_archive(request: Request, who: Who, slug: str) -> Response:
+    """Send the homes of all seats as one archive, while it is being made."""
+    pieces = await get_context(request).events.archives.open(who, slug)
+    return StreamingResponse(pieces, media_type="application/zip", headers=describe_archive(slug))
 
 
 @router.post("/events/{slug}/sheet")
