@@ -23,6 +23,9 @@ FAILURES_PER_ACCOUNT: Final = 50
 FAILURES_PER_ADDRESS: Final = 50
 """Of all accounts: a whole institute may stand behind one address."""
 
+SHARED_CODE: Final = "(a code)"
+"""In the place of a name, and none that a user can have."""
+
 
 class Entrance:
     """Sign-ins that begin, and attempts that fail.
@@ -60,14 +63,33 @@ class Entrance:
                 or tx.count_failures(since, address=address) >= FAILURES_PER_ADDRESS
             )
         if too_many:
-            raise TooMany(
-                "Too many attempts failed.",
-                hint=f"Try again in {FAILURE_WINDOW.seconds // 60} minutes, or ask your administrator for a new link.",
-                retry_after_s=FAILURE_WINDOW.total_seconds(),
-            )
+            raise _make_too_many("ask your administrator for a new link.")
+
+    def throttle_address(self, tx: Transaction, address: str) -> None:
+        """Do nothing unless too many attempts failed from an address, at whatever.
+
+        Raises:
+            TooMany: They did; the attempt is not to be looked at.
+        """
+        if tx.count_failures(self._clock() - FAILURE_WINDOW, address=address) >= FAILURES_PER_ADDRESS:
+            raise _make_too_many("ask the organiser.")
+
+    def record_wrong_code(self, tx: Transaction, address: str) -> int:
+        """Record that a code which many share was wrong; return how often lately from this address."""
+        at = self._clock()
+        tx.add_failure(SHARED_CODE, address, at)
+        return tx.count_failures(at - FAILURE_WINDOW, name=SHARED_CODE, address=address)
 
     def record_failure(self, name: str, address: str) -> None:
         """Record that an attempt to sign in failed."""
         with self._store.begin() as tx:
             tx.add_failure(name, address, self._clock())
             tx.add_audit("", "sign-in:fail", name if USER_NAME.match(name) else "(not a user name)", "", address)
+
+
+def _make_too_many(otherwise: str) -> TooMany:
+    return TooMany(
+        "Too many attempts failed.",
+        hint=f"Try again in {FAILURE_WINDOW.seconds // 60} minutes, or {otherwise}",
+        retry_after_s=FAILURE_WINDOW.total_seconds(),
+    )

@@ -29,7 +29,7 @@ event.command("archive")(fetch_archive)
 
 LIST_COLUMNS = {"Event": "slug", "Title": "title", "State": "state", "Begins": "begins", "Ends": "ends"}
 ONE_COLUMNS = LIST_COLUMNS | {
-    "Organiser": "organiser_name", "Link": "link", "Fetch until": "fetch_until", "Summary": "summary",
+    "Organiser": "organiser_name", "Link": "invitation", "Fetch until": "fetch_until", "Summary": "summary",
 }  # fmt: skip
 SEAT_COLUMNS = {
     "Seat": "name", "State": "state", "Taken": "taken", "Last seen": "last_seen", "Answers": "answers",

@@ -16,7 +16,7 @@ from portico.accounts import Accounts
 from portico.accounts.passwords import hash_token
 from portico.errors import Conflict, Invalid, NotSignedIn, TooMany
 from portico.events.access import get_own_seat, get_visible
-from portico.events.seat_secrets import TOKEN, UNSET, derive_secret, hash_secret, verify_secret
+from portico.events.seat_secrets import TOKEN, UNSET, derive_secret, hash_secret, verify_code, verify_secret
 from portico.events.settings import check_answers
 from portico.model import (
     Event,
@@ -106,6 +106,7 @@ class Claims:
         address: str,
         browser: str,
         who: Identity | None = None,
+        code: str = "",
     ) -> Claim:
         """Take a registration: claim a seat, or a place in the waiting list. The same form again leads to the same.
 
@@ -117,16 +118,17 @@ class Claims:
             address: Where it came from.
             browser: Its User-Agent.
             who: Whoever is signed in in that browser.
+            code: The event's entry code as it was typed.
 
         Raises:
-            Invalid: Something is missing; ``field`` names it.
+            Invalid: Something is missing or wrong; ``field`` names it.
             Conflict: The event takes no registrations, or the form's seat is not there any more.
-            TooMany: The waiting list is full.
+            TooMany: The waiting list is full, or too many attempts failed from this address.
         """
         if not TOKEN.match(token):
             raise Invalid("This form is not complete.", hint="Open the registration anew.")
 
-        def write(tx: Transaction) -> Claim:
+        def write(tx: Transaction) -> Claim | Invalid:
             event = get_visible(tx, slug)
             _refuse_over(event)
             seated = self._find_own(tx, event, who)
@@ -134,6 +136,10 @@ class Claims:
                 return Claim(seated)
             known = tx.find_registration(event.id, hash_token(token))
             if known is None:
+                if not seated:
+                    _refuse_closed(event)
+                    if wrong := self._find_wrong_code(tx, event, code, address):
+                        return wrong  # not raised: that the attempt failed is kept
                 made = self._make(tx, event, answers, accepted, address, seated)
                 tx.add_registration(made, None if seated else hash_token(token))
                 tx.add_audit(seated, "event:register", slug, "", address)
@@ -146,7 +152,27 @@ class Claims:
                 return self._admit(tx, event, known, token, address, browser)
             return Claim(position=[one.id for one in tx.list_waiting(event.id)].index(known.id) + 1)
 
-        return await self._rows.write(write)
+        found = await self._rows.write(write)
+        if isinstance(found, Invalid):
+            raise found
+        return found
+
+    def _find_wrong_code(self, tx: Transaction, event: Event, code: str, address: str) -> Invalid | None:
+        """Return why a code does not let in, after the failure was recorded; None where it does, or none is asked for.
+
+        Raises:
+            TooMany: Too many attempts failed from this address; this one is not looked at.
+        """
+        if not event.settings.entry_code:
+            return None
+        self._accounts.entrance.throttle_address(tx, address)
+        if verify_code(code, event.settings.entry_code):
+            return None
+        if not code.strip():  # nothing was tried
+            return Invalid("This event asks for a code.", hint="It stands where the link stands.", field="code")
+        count = self._accounts.entrance.record_wrong_code(tx, address)
+        tx.add_audit("", "event:code-fail", event.slug, f"{count} lately from this address", address)
+        return Invalid("The code is wrong.", hint="Look at it again, or ask who gave it to you.", field="code")
 
     def _make(
         self,
@@ -157,12 +183,7 @@ class Claims:
         address: str,
         seated: str,
     ) -> Registration:
-        """Return a new registration; one of a seat on paper is taken at any time, any other while the event is open."""
-        if not seated and (event.state is not EventState.OPEN or not event.settings.registration):
-            raise Conflict(
-                "This event takes no registrations.",
-                hint="If you have a card with a name and a secret, sign in with them.",
-            )
+        """Return a new registration."""
         checked = check_answers(event.settings, answers)
         for number, (name, _) in enumerate(event.settings.texts):
             if name not in accepted:
@@ -258,6 +279,14 @@ class Claims:
             return Card(event, seat, secret if known else "")
 
         return await self._rows.read(read)
+
+
+def _refuse_closed(event: Event) -> None:
+    """A seat on paper is taken at any time, any other while the event is open."""
+    if event.state is not EventState.OPEN or not event.settings.registration:
+        raise Conflict(
+            "This event takes no registrations.", hint="If you have a card with a name and a secret, sign in with them."
+        )
 
 
 def _refuse_over(event: Event) -> None:

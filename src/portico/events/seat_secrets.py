@@ -1,4 +1,8 @@
-"""Secrets of seats: made, computed from a form token, kept as hashes (docs/decisions/0010-seat-secrets.md)."""
+"""Secrets of seats: made, computed from a form token, kept as hashes (docs/decisions/0010-seat-secrets.md).
+
+Beside them the entry code of an event, which many know and which lets nobody into a seat that is somebody's: it is kept
+as it is, because the organiser shows it again and again.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ def derive_secret(token: str, event_id: int, seat_name: str) -> str:
 
 def _write(data: bytes) -> str:
     text = "".join(ALPHABET[byte % len(ALPHABET)] for byte in data[:LENGTH])
-    return "-".join(text[at : at + 4] for at in range(0, LENGTH, 4))
+    return "-".join(text[at : at + 4] for at in range(0, len(text), 4))
 
 
 def hash_secret(seat_name: str, secret: str) -> str:
@@ -53,6 +57,22 @@ def verify_secret(seat_name: str, secret: str, stored: str | None) -> bool:
     if stored and not stored.startswith(_FAST):
         return passwords.verify_password(secret.strip(), stored)
     return hmac.compare_digest(hash_secret(seat_name, secret), stored or "")
+
+
+def make_code() -> str:
+    """Return a code that is hard to guess and easy to type: 40 bits."""
+    return _write(secrets.token_bytes(8))
+
+
+def clean_code(code: str) -> str:
+    """Return what counts of a code as people type it."""
+    return re.sub(r"[\s-]", "", code).casefold()
+
+
+def verify_code(given: str, code: str) -> bool:
+    """Return whether it is the event's entry code, in a time that does not tell how much of it is right."""
+    digests = (hashlib.sha256(clean_code(text).encode()).digest() for text in (given, code))
+    return hmac.compare_digest(*digests)
 
 
 def _clean(secret: str) -> str:

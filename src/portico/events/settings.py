@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from portico.errors import Invalid
+from portico.events.seat_secrets import clean_code, make_code
 from portico.model import App, EventField, EventSettings, Field, FieldKind
 from portico.sessions.catalog import APP_ID, FIELD_NAME, TEXT_LIMIT, check_value
 from portico.sessions.images import find_field
@@ -23,6 +24,8 @@ COMMAND_LIMIT: Final = 2000
 LONGEST: Final = timedelta(days=366)
 FETCH_HOURS_MAX: Final = 24 * 60
 SEATS_MAX: Final = 1000
+CODE_MIN: Final = 6
+CODE_LIMIT: Final = 40
 FILE_NAME: Final = re.compile(r"[^\W.][\w .()+,-]{0,99}\Z")
 """Of a hand-out or an upload: letters of any language, no slash, no dot at the beginning."""
 
@@ -97,6 +100,7 @@ def check_settings(settings: EventSettings, app_ids: Iterable[str]) -> EventSett
             raise Invalid("A colour is written as #rrggbb.", field=name)
     _check_text("welcome", "The welcome text", settings.welcome, WELCOME_LIMIT)
     _check_text("start_command", "The start command", settings.start_command, COMMAND_LIMIT)
+    _check_code(settings.entry_code)
     if not 0 <= settings.fetch_hours <= FETCH_HOURS_MAX:
         raise Invalid(f"Folders can be fetched for 0 to {FETCH_HOURS_MAX} hours.", field="fetch_hours")
     known = set(app_ids)
@@ -140,6 +144,17 @@ def check_images(settings: EventSettings, apps: Iterable[App]) -> None:
             check_value(field, wanted.image)
         except Invalid as error:
             raise Invalid(f"{app.name}: {error.message}", field=f"image-{app.id}") from error
+
+
+def _check_code(code: str) -> None:
+    if code and not (
+        len(clean_code(code)) >= CODE_MIN and len(code) <= CODE_LIMIT and code.isprintable() and code == code.strip()
+    ):
+        raise Invalid(
+            f"An entry code has {CODE_MIN} to {CODE_LIMIT} characters.",
+            hint=f"For example {make_code()}",
+            field="entry_code",
+        )
 
 
 def _check_text(field: str, label: str, text: str, limit: int) -> None:

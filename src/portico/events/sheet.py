@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import segno
 
@@ -25,6 +26,12 @@ FONTS: Final = (
 def render_link(origin: str, event: Event, name: str, secret: str) -> str:
     """Return the link of a card: name and secret stand in the fragment, which browsers send to nobody."""
     return f"{origin}/e/{event.slug}/sign-in#{name}.{secret}" if secret else f"{origin}/e/{event.slug}/sign-in#{name}"
+
+
+def render_invitation(origin: str, event: Event) -> str:
+    """Return the link to an event; its entry code, if any, stands in the fragment."""
+    code = event.settings.entry_code
+    return f"{origin}/e/{event.slug}{f'#{quote(code)}' if code else ''}"
 
 
 def render_qr(text: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from portico.errors import NotFound
 from portico.events.seats import SeatView
+from portico.events.sheet import render_invitation
 from portico.events.steering import Action
 from portico.model import Event, EventApp, EventField, EventSettings, FieldKind, Identity
 from portico.portal.context import get_context, identify
@@ -154,6 +155,7 @@ def _render(request: Request, event: Event) -> dict[str, Any]:
         "settings": asdict(event.settings)
         | {"texts": [{"name": name, "text": text} for name, text in event.settings.texts]},
         "link": f"{get_context(request).config.portal_origin}/e/{event.slug}",
+        "invitation": render_invitation(get_context(request).config.portal_origin, event),
         "archiving": get_context(request).events.archives.find_progress(event),
     }
 

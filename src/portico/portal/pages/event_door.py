@@ -173,7 +173,9 @@ async def register(request: Request, slug: str) -> Response:
     accepted = {name for number, (name, _) in enumerate(event.settings.texts) if f"accept-{number}" in form}
     browser = request.headers.get("user-agent", "")[:200]
     try:
-        claim = await context.events.claims.register(slug, token, answers, accepted, get_address(request), browser, who)
+        claim = await context.events.claims.register(
+            slug, token, answers, accepted, get_address(request), browser, who, form.get("code", "")
+        )
     except (Invalid, TooMany) as error:
         seat = await _find_seat(request, who, event)
         return _show_form(request, event, who, seat, token if TOKEN.match(token) else "", form, error)

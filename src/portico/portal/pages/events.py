@@ -13,8 +13,9 @@ from starlette.datastructures import UploadFile
 
 from portico.errors import Conflict, Invalid, NotFound, PorticoError, TooMany
 from portico.events.plots import render_plots
+from portico.events.seat_secrets import make_code
 from portico.events.settings import parse_fields, render_fields
-from portico.events.sheet import render_link, render_qr, render_sheet
+from portico.events.sheet import render_invitation, render_link, render_qr, render_sheet
 from portico.events.steering import Action
 from portico.model import Event, EventApp, EventSettings, Identity, SeatState, now
 from portico.portal.context import get_context, in_thread
@@ -70,6 +71,7 @@ async def _show_form(
         images=images if any(images.values()) else {},
         clusters=sessions.clusters,
         texts=len(TEXTS),
+        code=make_code(),
     )
 
 
@@ -92,6 +94,7 @@ def _render_settings(settings: EventSettings) -> dict[str, str]:
         "registration": "1" if settings.registration else "",
         "wall": "1" if settings.wall else "",
         "archive": "1" if settings.archive else "",
+        "entry_code": settings.entry_code,
         "cluster": settings.cluster,
         "fields": render_fields(settings.fields),
         "start_command": settings.start_command,
@@ -138,6 +141,7 @@ def _parse_settings(form: dict[str, str], before: EventSettings) -> EventSetting
         registration="registration" in form,
         wall="wall" in form,
         archive="archive" in form,
+        entry_code=form.get("entry_code", "").strip(),
         apps=tuple(apps),
         cluster=form.get("cluster", ""),
         fields=parse_fields(form.get("fields", "")),
@@ -203,6 +207,7 @@ async def _show_event(request: Request, who: Identity, slug: str, **values: Any)
     counts = {state: sum(view.seat.state is state for view in views) for state in SeatState}
     registrations = await events.list_registrations(who, slug)
     summary = await events.archives.summarise(who, slug)
+    link = render_invitation(context.config.portal_origin, event)
     return render(
         request,
         "event.html",
@@ -213,8 +218,8 @@ async def _show_event(request: Request, who: Identity, slug: str, **values: Any)
         waiting=[one for one in registrations if not one.seat_name],
         handouts=await events.list_handouts(who, slug),
         has_logo=await events.read_logo(event) is not None,
-        link=f"{context.config.portal_origin}/e/{slug}",
-        qr=render_qr(f"{context.config.portal_origin}/e/{slug}"),
+        link=link,
+        qr=render_qr(link),
         summary=summary,
         plots=render_plots(summary.plots),
         archiving=events.archives.find_progress(event),
