@@ -204,7 +204,8 @@ class Reason(enum.StrEnum):
 class Session:
     """A running app of a user, or one that ran.
 
-    ``placement`` is what was chosen of the cluster: of ``partition``, ``account`` and ``qos`` those that were.
+    ``placement`` is what was chosen of the cluster: of ``partition``, ``account``, ``qos``
+    and ``reservation`` those that were.
     ``node_name`` is where it runs, on a cluster that has several; ``position`` counts from 1, 0 is not known.
 
     ``ends`` is None until it has started. ``detail`` completes ``reason`` for people, e.g. the exit status.

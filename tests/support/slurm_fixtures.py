@@ -125,6 +125,7 @@ def record(conf: str, alice: str, bob: str) -> None:
     recorder.record("sacctmgr-user", None, site.list_default_accounts())
     recorder.record("sacctmgr-qos", None, site.list_qos())
     _record_refusals(recorder, ran, failed)
+    _record_reservations(recorder, alice, bob)
     recorder.run(None, "scancel", "--user", alice)
     recorder.run(None, "scancel", "--user", bob)
 
@@ -153,6 +154,24 @@ def _record_refusals(recorder: Recorder, ran: str, failed: str) -> None:
     recorder.record("refused-requeue", "bob", control.act(ran, control.Action.REQUEUE))
     recorder.record("refused-limit", "alice", control.change_limit(ran, timedelta(days=9).total_seconds()))
     recorder.record("refused-limit-ended", "alice", control.change_limit(failed, 600))
+
+
+def _record_reservations(recorder: Recorder, alice: str, bob: str) -> None:
+    recorder.record("show-reservation-nothing", None, site.list_reservations())
+    create = ("scontrol", "create", "reservation")
+    hour = ("StartTime=now", "Duration=60")
+    later = ("StartTime=2030-01-01T08:00", "Duration=1-00:00:00", "Flags=WEEKLY")
+    recorder.run(None, *create, "ReservationName=course", *hour, f"Users={alice}", "Nodes=n1")
+    recorder.run(None, *create, "ReservationName=later", *later, "Accounts=demo", "Nodes=n2", "PartitionName=short")
+    recorder.run(None, *create, "ReservationName=shared", *hour, f"Groups={bob}", "Nodes=n3")
+    recorder.run(None, *create, *hour, f"Users=-{bob}", "Nodes=n2")
+    recorder.run(
+        None, *create, "ReservationName=m ain,t", *later[:2], "Users=root", "Flags=MAINT,IGNORE_JOBS", "Nodes=ALL"
+    )
+    recorder.record("show-reservation", None, site.list_reservations())
+    recorder.record(
+        "refused-reservation-access", "bob", ("sbatch", "--parsable", "--reservation=course"), b"#!/bin/sh\nsleep 1\n"
+    )
 
 
 if __name__ == "__main__":

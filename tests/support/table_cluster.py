@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from portico.errors import Conflict, NotFound, PorticoError
@@ -24,6 +24,7 @@ from portico.schedulers.protocol import (
     Offer,
     Qos,
     Queue,
+    Reservation,
 )
 from portico.schedulers.slurm.command import Command, Result
 
@@ -117,13 +118,16 @@ class TableScheduler:
 
     async def find_offers(self, user_name: str, groups: Collection[str]) -> list[Offer]:
         qos = (Qos("normal"), Qos("long"))
-        return [Offer("batch", True, "", ("demo", "other"), qos, None, 3600, 3, 4, 4 * GB, ("gpu:1",))]
+        return [Offer("batch", True, "", ("demo", "other"), qos, None, 3600, 3, 4, 4 * GB, ("gpu:1",), ("course",))]
 
     async def list_nodes(self) -> list[Node]:
         return [
             Node(f"n{n}", "IDLE", n < 3, ("batch",), 4, n, 4 * GB, n * GB, 0.5, "", "" if n < 3 else "broken")
             for n in (1, 2, 3)
         ]
+
+    async def list_reservations(self) -> list[Reservation]:
+        return [Reservation("course", now(), now() + timedelta(hours=8), "batch", ("n1", "n2"), accounts=("demo",))]
 
     async def get_capacity(self) -> Capacity:
         return Capacity(8, 8 * GB, 3, 3 * GB, 1, 1)

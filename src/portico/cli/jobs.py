@@ -44,7 +44,7 @@ NODE_COLUMNS = {
 OFFER_COLUMNS = {
     "Partition": "partition", "Accounts": "accounts", "Time (s)": "max_time_s", "Nodes": "max_nodes",
     "Cores a node": "max_cores_per_node", "Memory a node": "max_memory_per_node_bytes", "Devices": "gres",
-    "Closed": "closed",
+    "Reservations": "reservations", "Closed": "closed",
 }  # fmt: skip
 TAIL_S = 2.0
 
@@ -111,6 +111,7 @@ def submit(
     dependency: Annotated[str, typer.Option("--dependency", "-d", help="As sbatch has it, afterany:12.")] = "",
     gres: Annotated[str, typer.Option(help="Devices, gpu:1.")] = "",
     constraint: Annotated[str, typer.Option("--constraint", "-C", help="Features of nodes.")] = "",
+    reservation: Annotated[str, typer.Option(help="Reservation to run in.")] = "",
     folder: Annotated[str, typer.Option("--chdir", "-D", help="Folder to begin in; by default your home.")] = "",
     output: Annotated[str, typer.Option("--output", "-o", help="File for its output.")] = "",
     error: Annotated[str, typer.Option("--error", "-e", help="File for its errors.")] = "",
@@ -129,7 +130,8 @@ def submit(
     wanted: dict[str, Any] = {
         "script": text, "name": name, "partition": partition, "account": account, "qos": qos, "nodes": nodes,
         "tasks": tasks, "cores": cores, "memory_gb": memory_gb, "hours": hours, "array": array,
-        "dependency": dependency, "gres": gres, "constraint": constraint, "folder": folder, "output": output,
+        "dependency": dependency, "gres": gres, "constraint": constraint,
+        "reservation": reservation, "folder": folder, "output": output,
         "error": error, "held": hold, "notify": notify,
     }  # fmt: skip
     made = client.ask("POST", f"{_find_cluster(client, on)}/jobs", {key: one for key, one in wanted.items() if one})

@@ -61,6 +61,7 @@ def start_session(
     partition: Annotated[str, typer.Option(help="Partition of the cluster.")] = "",
     account: Annotated[str, typer.Option(help="Account to charge there.")] = "",
     qos: Annotated[str, typer.Option(help="Quality of service there.")] = "",
+    reservation: Annotated[str, typer.Option(help="Reservation there to run in.")] = "",
     set_: Annotated[list[str] | None, typer.Option("--set", help="A field of the app's form, NAME=VALUE.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is ready, showing what it waits for.")] = False,
     as_json: AsJson = False,
@@ -68,13 +69,14 @@ def start_session(
     """Start a session."""
     values = dict(_parse_assignment(text) for text in set_ or [])
     wanted = {"cores": cores, "memory_gb": memory_gb, "hours": hours}
+    placement = {"partition": partition, "account": account, "qos": qos, "reservation": reservation}
     client = Client(context.obj)
     body = {
         "app_id": app_id,
         "values": values,
         "title": title,
         "cluster": cluster,
-        "placement": {"partition": partition, "account": account, "qos": qos} if partition or account or qos else {},
+        "placement": {name: value for name, value in placement.items() if value},
         **{name: value for name, value in wanted.items() if value is not None},
     }
     made = client.ask("POST", "/sessions", body)

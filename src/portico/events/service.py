@@ -148,7 +148,7 @@ class Events:
         if organiser_name != who.user_name and not may(who, Permission.EVENT_MANAGE):
             raise Forbidden("Only an administrator makes an event for somebody else.")
         check_dates(begins, ends)
-        settings = await self._check(settings)
+        settings = await self._check(settings, EventSettings())
         at = self._clock()
         event = Event(
             0, check_slug(slug), check_title(title), organiser_name, EventState.DRAFT, at, begins, ends, settings
@@ -168,10 +168,12 @@ class Events:
         self.keeper.wake()
         return made
 
-    async def _check(self, settings: EventSettings) -> EventSettings:
+    async def _check(self, settings: EventSettings, before: EventSettings) -> EventSettings:
         apps = await asyncio.to_thread(self._sessions.catalog.list_apps)
         settings = check_settings(settings, [app.id for app in apps])
         check_images(settings, apps)
+        if (settings.cluster, settings.placement) != (before.cluster, before.placement):  # else it was asked then
+            await self._sessions.check_placement(settings.cluster, settings.placement)
         return settings
 
     async def change(
@@ -185,7 +187,7 @@ class Events:
         """
         title = check_title(title)
         check_dates(begins, ends)
-        settings = await self._check(settings)
+        settings = await self._check(settings, (await self.get_event(who, slug)).settings)
 
         gone: list[str] = []
 

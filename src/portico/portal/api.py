@@ -177,7 +177,13 @@ async def _render_app(request: Request, who: Identity, app: App, cluster: str = 
         "hours": render(hours),
         "fields": fields,
         "placements": [
-            {"partition": one.partition, "accounts": one.accounts, "qos": one.qos, "closed": one.closed}
+            {
+                "partition": one.partition,
+                "accounts": one.accounts,
+                "qos": one.qos,
+                "reservations": one.reservations,
+                "closed": one.closed,
+            }
             for one in choices
         ],
     }

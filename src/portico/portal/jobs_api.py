@@ -36,6 +36,7 @@ class JobSubmission(BaseModel):
     hours: float = Field(0, ge=0)
     gres: Short = ""
     constraint: Short = ""
+    reservation: Short = ""
     array: Short = ""
     dependency: Short = ""
     folder: str = Field("", max_length=1024)

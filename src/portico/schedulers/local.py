@@ -38,6 +38,7 @@ from portico.schedulers.protocol import (
     Node,
     Offer,
     Queue,
+    Reservation,
 )
 from portico.schedulers.queue import refuse_impossible
 from portico.schedulers.spool import Entry, Spool, parse_entry
@@ -240,6 +241,10 @@ class LocalScheduler:
         all_, load = self._line.count(), os.getloadavg()[0]
         held = int(all_.cores_held), all_.memory_bytes, all_.memory_held_bytes
         return [Node(socket.gethostname(), "up", True, (PARTITION,), int(all_.cores), *held, load)]
+
+    async def list_reservations(self) -> list[Reservation]:
+        """Return nothing: one machine has no reservations."""
+        return []
 
     async def query(self) -> dict[str, JobStatus]:
         """Return all jobs, after those that can start were started; see Scheduler."""

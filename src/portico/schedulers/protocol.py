@@ -249,6 +249,25 @@ class Offer:
     max_cores_per_node: int = 0
     max_memory_per_node_bytes: int = 0
     gres: tuple[str, ...] = ()
+    reservations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Nodes that are kept for somebody for a time. ``partition`` is empty where it is for all partitions.
+
+    ``users``, ``groups`` and ``accounts`` are whom it is for, each as the scheduler says it: a leading ``-`` is for all
+    but these. Who may use it in the end, the scheduler says.
+    """
+
+    name: str
+    begins: datetime | None
+    ends: datetime | None
+    partition: str = ""
+    node_names: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    accounts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -343,6 +362,9 @@ class Scheduler(Protocol):
 
     async def list_nodes(self) -> list[Node]:
         """Return the machines."""
+
+    async def list_reservations(self) -> list[Reservation]:
+        """Return what is reserved, for whomever, now or later."""
 
     async def get_capacity(self) -> Capacity:
         """Return what there is, and what is held."""

@@ -81,7 +81,9 @@ class RemotePlace:
     async def find_choices(self, user_name: str) -> list[Choice]:
         """Return the partitions that a user may use; see Place."""
         return [
-            Choice(offer.partition, offer.accounts, tuple(qos.name for qos in offer.qos), offer.closed)
+            Choice(
+                offer.partition, offer.accounts, tuple(qos.name for qos in offer.qos), offer.reservations, offer.closed
+            )
             for offer in await self._find_offers(user_name)
         ]
 
@@ -150,6 +152,7 @@ class RemotePlace:
                 partition=chosen["partition"],
                 account=chosen.get("account", ""),
                 qos=chosen.get("qos", ""),
+                reservation=chosen.get("reservation", ""),
                 nodes=1,
                 tasks=1,
                 output=f"{folder}/log",

@@ -33,7 +33,7 @@ from portico.model import (
     now,
 )
 from portico.schedulers.clusters import LOCAL, Cluster
-from portico.schedulers.protocol import Capacity
+from portico.schedulers.protocol import Capacity, Reservation
 from portico.schedulers.queue import GB
 from portico.sessions.catalog import Catalog, check_value
 from portico.sessions.changes import Changes
@@ -42,7 +42,7 @@ from portico.sessions.housekeeper import Housekeeper
 from portico.sessions.keeper import Keeper
 from portico.sessions.machine import BrokerMachine
 from portico.sessions.notices import Notices, make_mailer
-from portico.sessions.placement import Choice, choose
+from portico.sessions.placement import Choice, check_names, choose
 from portico.sessions.places import Place
 from portico.sessions.reasons import WAIT_END, WAIT_TURN
 from portico.sessions.record import TITLE_LIMIT
@@ -231,6 +231,32 @@ class Sessions:
             Unavailable: The cluster does not answer.
         """
         return await self._choose_place(cluster).find_choices(who.user_name)
+
+    async def list_reservations(self, cluster: str = "") -> list[Reservation]:
+        """Return what is reserved on a cluster, for whomever.
+
+        Raises:
+            Unavailable: The cluster does not answer.
+        """
+        return await self._choose_place(cluster).cluster.scheduler.list_reservations()
+
+    async def check_placement(self, cluster: str, placement: Mapping[str, str]) -> None:
+        """Do nothing if others may be sent to a place on a cluster; what each may use, the cluster says in their turn.
+
+        Raises:
+            Invalid: There is no such place; ``field`` names the part.
+            Unavailable: The cluster does not answer.
+        """
+        place = self._choose_place(cluster)
+        check_names(placement)
+        if wanted := placement.get("reservation"):
+            names = [one.name for one in await place.cluster.scheduler.list_reservations()]
+            if wanted not in names:
+                raise Invalid(
+                    f"There is no reservation {wanted[:40]!r} on {place.cluster.title}.",
+                    hint=f"There are: {', '.join(names)}." if names else "There is none.",
+                    field="reservation",
+                )
 
     def _choose_place(self, name: str) -> Place:
         if name and name not in self._places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
@@ -22,6 +23,7 @@ from portico.portal.context import get_context, in_thread
 from portico.portal.events_api import describe_archive
 from portico.portal.pages.routers import Text, Who, find_safe_path, router, see
 from portico.portal.rendering import render
+from portico.sessions import Reservation, Sessions
 from portico.sessions.images import find_field
 
 TEXTS: Final = ("Terms of use", "Privacy", "Licence")
@@ -70,9 +72,20 @@ async def _show_form(
         apps=apps,
         images=images if any(images.values()) else {},
         clusters=sessions.clusters,
+        reservations=await _list_reservations(sessions),
         texts=len(TEXTS),
         code=make_code(),
     )
+
+
+async def _list_reservations(sessions: Sessions) -> list[tuple[str, list[Reservation]]]:
+    """Return the clusters that have reservations, and these; one that does not answer has none now."""
+    found = []
+    for cluster in sessions.clusters:
+        with contextlib.suppress(PorticoError):
+            if listed := await sessions.list_reservations(cluster.name):
+                found.append((cluster.title, listed))
+    return found
 
 
 def _render_time(time: datetime) -> str:
@@ -96,6 +109,7 @@ def _render_settings(settings: EventSettings) -> dict[str, str]:
         "archive": "1" if settings.archive else "",
         "entry_code": settings.entry_code,
         "cluster": settings.cluster,
+        "reservation": settings.placement.get("reservation", ""),
         "fields": render_fields(settings.fields),
         "start_command": settings.start_command,
         "fetch_hours": f"{settings.fetch_hours:g}",
@@ -144,11 +158,19 @@ def _parse_settings(form: dict[str, str], before: EventSettings) -> EventSetting
         entry_code=form.get("entry_code", "").strip(),
         apps=tuple(apps),
         cluster=form.get("cluster", ""),
+        placement=_parse_placement(form, before.placement),
         fields=parse_fields(form.get("fields", "")),
         texts=tuple((name, text) for name, text in texts if text.strip()),
         start_command=form.get("start_command", "").replace("\r\n", "\n"),
         fetch_hours=number("fetch_hours") or 0,
     )
+
+
+def _parse_placement(form: dict[str, str], before: dict[str, str]) -> dict[str, str]:
+    """Return what was chosen of the cluster; of its parts the form has only the reservation."""
+    reservation = form.get("reservation", before.get("reservation", "")).strip()
+    others = {name: value for name, value in before.items() if name != "reservation"}
+    return others | ({"reservation": reservation} if reservation else {})
 
 
 async def _read_form(request: Request) -> dict[str, str]:

@@ -29,7 +29,10 @@ SORTS: Final = (
     (Column.SUBMITTED, "Submitted"),
 )
 NUMBERS: Final = ("nodes", "tasks", "cores", "memory_gb", "hours")
-TEXTS: Final = ("name", "partition", "account", "qos", "array", "dependency", "gres", "constraint", "output", "error")
+TEXTS: Final = (
+    "name", "partition", "account", "qos", "reservation", "array", "dependency", "gres", "constraint", "output",
+    "error",
+)  # fmt: skip
 DOING: Final = {
     Action.CANCEL: "Cancel",
     Action.HOLD: "Hold",
@@ -155,12 +158,15 @@ def _find_choices(offers: list[Offer]) -> list[tuple[str, str, dict[str, list[st
     """Return field, label, and what it offers with the partitions in which each is good."""
     accounts: dict[str, list[str]] = {}
     qos: dict[str, list[str]] = {}
+    reservations: dict[str, list[str]] = {}
     for offer in offers:
         for account in offer.accounts:
             accounts.setdefault(account, []).append(offer.partition)
         for one in offer.qos:
             qos.setdefault(one.name, []).append(offer.partition)
-    return [("account", "Account", accounts), ("qos", "QOS", qos)]
+        for reservation in offer.reservations:
+            reservations.setdefault(reservation, []).append(offer.partition)
+    return [("account", "Account", accounts), ("qos", "QOS", qos), ("reservation", "Reservation", reservations)]
 
 
 @router.post("/jobs")

@@ -64,7 +64,7 @@ TABLE: Final[tuple[Row, ...]] = (
     Row(r"invalid generic resource|invalid (trackable )?resource|invalid tres", Invalid,
         "This cluster has no such devices (GRES).", "Write them as type:count, e.g. gpu:1.", "gres"),
     Row(r"invalid licen[sc]e", Invalid, "This cluster has no such licence."),
-    Row(r"requested reservation is invalid|reservation.*(invalid|not)", Invalid,
+    Row(r"requested reservation is invalid|denied to requested reservation|reservation.*(invalid|not)", Invalid,
         "There is no such reservation, or not for you.", "", "reservation"),
     Row(r"memory (specification can not be satisfied|required by task is not available)", Invalid,
         "No node of this partition has that much memory.", "Ask for less memory on each node.", "memory_gb"),

@@ -33,6 +33,7 @@ from portico.schedulers.protocol import (
     Offer,
     Qos,
     Queue,
+    Reservation,
 )
 from portico.schedulers.slurm import control, history, queue, site, submit
 from portico.schedulers.slurm.command import Runner
@@ -93,6 +94,7 @@ class SlurmScheduler:
         memory = queue.Memory()
         self._queue = Kept(lambda: self._console.do(None, queue.list_queue(memory=memory)), interval_s, timer)
         self._nodes = Kept(self._ask_nodes, NODES_INTERVAL_S, timer)
+        self._reservations = Kept(self._ask_reservations, NODES_INTERVAL_S, timer)
         self._accounts = Kept(self._ask_accounts, ACCOUNTS_INTERVAL_S, timer)
         self._histories: Shelf[str | None, tuple[datetime, Kept[list[Job]]]] = Shelf(HISTORIES)
         self._details: Shelf[str, tuple[Stage, Kept[JobDetails]]] = Shelf(LOOKED_AT)
@@ -128,7 +130,9 @@ class SlurmScheduler:
     async def check(self, request: JobRequest, groups: Collection[str]) -> None:
         """Refuse what can never run; see Scheduler."""
         submit.submit(request)
-        if not request.options.reservation:  # which has rules of its own
+        if wanted := request.options.reservation:  # which has rules of its own
+            site.refuse_unknown(wanted, await self._find_reservations(wanted))
+        else:
             site.refuse_impossible(request, await self.find_offers(request.user_name, groups))
 
     async def adopt(self, request: JobRequest, job: Job) -> None:
@@ -284,11 +288,26 @@ class SlurmScheduler:
         if accounts[0] and not any(one.user == user_name for one in accounts[2]):  # they may just have got one
             accounts = await self._accounts.get_younger(STRANGER_S)
         enforced, qos, associations, defaults = accounts
-        return Site(partitions, nodes, enforced, qos, associations, defaults).find_offers(user_name, groups)
+        reservations: list[Reservation] = []
+        with contextlib.suppress(PorticoError):  # a site may show them to nobody (PrivateData)
+            reservations = await self._reservations.get()
+        site_ = Site(partitions, nodes, enforced, qos, associations, defaults, tuple(reservations))
+        return site_.find_offers(user_name, groups)
 
     async def list_nodes(self) -> list[Node]:
         """Return the nodes; see Scheduler."""
         return list((await self._nodes.get())[1])
+
+    async def list_reservations(self) -> list[Reservation]:
+        """Return the reservations; see Scheduler."""
+        return await self._reservations.get()
+
+    async def _find_reservations(self, wanted: str) -> list[Reservation]:
+        """Return the reservations, a newer answer where one that is wanted may just have been made."""
+        known = await self._reservations.get()
+        if set(wanted.split(",")) <= {one.name for one in known}:
+            return known
+        return await self._reservations.get_younger(STRANGER_S)
 
     async def get_capacity(self) -> Capacity:
         """Return what there is and what is held; see Scheduler."""
@@ -297,7 +316,7 @@ class SlurmScheduler:
     async def close(self) -> None:
         """Let go of what is being done; the spool has all that the next one needs."""
         await self._own.close()
-        for close in (self._queue.close, self._nodes.close, self._accounts.close):
+        for close in (self._queue.close, self._nodes.close, self._reservations.close, self._accounts.close):
             await close()
         for _, histories in self._histories.list():
             await histories.close()
@@ -310,6 +329,9 @@ class SlurmScheduler:
         partitions = await self._console.do(None, site.list_partitions())
         nodes = await self._console.do(None, site.list_nodes())
         return tuple(partitions), tuple(nodes)
+
+    async def _ask_reservations(self) -> list[Reservation]:
+        return await self._console.do(None, site.list_reservations())
 
     async def _ask_accounts(self) -> Accounts:
         settings = await self._console.do(None, site.read_settings())

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from portico.errors import Invalid
-from portico.schedulers.protocol import Capacity, Job, JobRequest, JobState, Node, Offer, Qos
+from portico.schedulers.protocol import Capacity, Job, JobRequest, JobState, Node, Offer, Qos, Reservation
 from portico.schedulers.slurm.command import Command, Result
 from portico.schedulers.slurm.history import parse_pairs
 from portico.schedulers.slurm.refusals import translate
+from portico.schedulers.slurm.submit import PLACE
 from portico.schedulers.slurm.text import (
     MIB,
     clean,
@@ -23,6 +24,7 @@ from portico.schedulers.slurm.text import (
     is_nothing,
     parse_duration,
     parse_int,
+    parse_time,
     render_minutes,
 )
 
@@ -74,6 +76,19 @@ def list_partitions() -> Command[list[Partition]]:
 def list_nodes() -> Command[list[Node]]:
     """Ask for the nodes."""
     return _show("node", "Asking for the nodes", _parse_node, ())
+
+
+def list_reservations() -> Command[list[Reservation]]:
+    """Ask for the reservations, whomever they are for; one whose name sbatch takes for several can't be had."""
+
+    def parse(result: Result) -> list[Reservation]:
+        if result.status or result.timed_out:
+            raise translate(result, "Asking for the reservations")
+        lines = decode(result).splitlines()
+        found = [_parse_reservation(parse_pairs(line)) for line in lines if line.startswith("ReservationName=")]
+        return [one for one in found if re.fullmatch(PLACE, one.name)]
+
+    return Command(("scontrol", "--oneliner", "show", "reservation"), parse)
 
 
 def list_associations(cluster_name: str) -> Command[list[Association]]:
@@ -176,6 +191,24 @@ def _parse_partition(values: Mapping[str, str]) -> Partition:
     )
 
 
+def _parse_reservation(values: Mapping[str, str]) -> Reservation:
+    def take(name: str) -> tuple[str, ...]:
+        text = values.get(name, "")
+        return () if is_nothing(text) else _split(clean(text))
+
+    partition = values.get("PartitionName", "")
+    return Reservation(
+        name=clean(values["ReservationName"]),
+        begins=parse_time(values.get("StartTime", "")),
+        ends=parse_time(values.get("EndTime", "")),
+        partition="" if is_nothing(partition) else partition,
+        node_names=expand_nodes(values.get("Nodes", "")),
+        users=take("Users"),
+        groups=take("Groups"),
+        accounts=take("Accounts"),
+    )
+
+
 def _parse_node(values: Mapping[str, str]) -> Node:
     word = values.get("State", "UNKNOWN")
     load = values.get("CPULoad", "")
@@ -212,6 +245,7 @@ class Site:
     qos: tuple[Qos, ...] = ()
     associations: tuple[Association, ...] = ()
     default_accounts: Mapping[str, str] = field(default_factory=dict)
+    reservations: tuple[Reservation, ...] = ()
 
     def find_offers(self, user_name: str, groups: Collection[str]) -> list[Offer]:
         """Return what a user may ask for, the default partition first; empty for one who may ask for nothing."""
@@ -246,6 +280,13 @@ class Site:
             max_cores_per_node=max((node.cores for node in nodes), default=0),
             max_memory_per_node_bytes=max((node.memory_bytes for node in nodes), default=0),
             gres=tuple(sorted({node.gres for node in nodes if node.gres})),
+            reservations=tuple(
+                one.name
+                for one in self.reservations
+                if one.partition in ("", partition.name)
+                and set(one.node_names) & {node.name for node in nodes}
+                and _is_for(one, user_name, groups, {a.account for a in mine})
+            ),
         )
 
     def _list_qos(self, partition: Partition, mine: Collection[Association]) -> tuple[Qos, ...]:
@@ -254,6 +295,16 @@ class Site:
         defaults = {a.default_qos for a in mine}
         found = [known[name] for name in names - partition.deny_qos if name in known]
         return tuple(sorted(found, key=lambda qos: (qos.name not in defaults, qos.name != "normal", qos.name)))
+
+
+def _is_for(one: Reservation, user_name: str, groups: Collection[str], accounts: Collection[str]) -> bool:
+    """Return whether a reservation may be for a user; who has no account at all is not judged by accounts."""
+    kinds = ((one.users, {user_name}), (one.groups, set(groups)), (one.accounts, set(accounts)))
+    return any(
+        not own & {text.removeprefix("-") for text in wanted} if wanted[0].startswith("-") else own & set(wanted)
+        for wanted, own in kinds
+        if wanted
+    )
 
 
 def refuse_impossible(request: JobRequest, offers: Collection[Offer]) -> None:
@@ -278,6 +329,18 @@ def refuse_impossible(request: JobRequest, offers: Collection[Offer]) -> None:
     refusals = [_find_refusal(request, offer) for offer in chosen]
     if all(refusals):
         raise next(refusal for refusal in refusals if refusal)
+
+
+def refuse_unknown(wanted: str, reservations: Collection[Reservation]) -> None:
+    """Do nothing if there are these reservations, whose names stand between commas.
+
+    Raises:
+        Invalid: There is not; whom they are for, Slurm says.
+    """
+    names = [one.name for one in reservations]
+    if unknown := [name for name in wanted.split(",") if name not in names]:
+        raise Invalid(f"There is no reservation {unknown[0][:80]!r}.", why="It may have ended.",
+                      hint="Leave it empty, or ask who made it.", field="reservation")  # fmt: skip
 
 
 def _find_refusal(request: JobRequest, offer: Offer) -> Invalid | None:

@@ -23,7 +23,8 @@ from portico.schedulers.slurm.text import MIB, render_minutes
 SCRIPT_LIMIT_BYTES: Final = 4 << 20
 """Slurm's own default limit (slurm.conf(5), SchedulerParameters, max_script_size)."""
 NAME_LIMIT: Final = 100
-_PLACE: Final = r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,79}"
+PLACE: Final = r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,79}"
+"""A partition's, an account's, a QOS's or a reservation's name."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Check:
 
 
 CHECKS: Final[dict[str, Check]] = {
-    "partition": Check("--partition", "The partition", rf"{_PLACE}(,{_PLACE})*", "batch"),
-    "account": Check("--account", "The account", _PLACE, "proj1"),
-    "qos": Check("--qos", "The QOS", _PLACE, "normal"),
+    "partition": Check("--partition", "The partition", rf"{PLACE}(,{PLACE})*", "batch"),
+    "account": Check("--account", "The account", PLACE, "proj1"),
+    "qos": Check("--qos", "The QOS", PLACE, "normal"),
     "gres": Check("--gres", "The devices", r"[A-Za-z0-9_./-]+(:[A-Za-z0-9_.-]+){0,2}(,[A-Za-z0-9_./:-]+)*", "gpu:1"),
     "constraint": Check("--constraint", "The features", r"[A-Za-z0-9_.&|*()\[\]=:,+-]{1,200}", "skylake&ib"),
-    "reservation": Check("--reservation", "The reservation", rf"{_PLACE}(,{_PLACE})*", "course"),
+    "reservation": Check("--reservation", "The reservation", rf"{PLACE}(,{PLACE})*", "course"),
     "array": Check(
         "--array", "The array", r"\d{1,9}(-\d{1,9}(:\d{1,9})?)?(,\d{1,9}(-\d{1,9}(:\d{1,9})?)?)*(%\d{1,9})?", "1-100%5"
     ),

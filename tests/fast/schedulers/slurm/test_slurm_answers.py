@@ -13,7 +13,7 @@ from slurm_fixtures import FOLDER, MARK, SINCE, load
 
 from portico.errors import BY_CODE, Conflict, Forbidden, Invalid, NotFound, PorticoError, Unavailable
 from portico.model import Reason
-from portico.schedulers.protocol import Action, Job, JobDetails, JobState
+from portico.schedulers.protocol import Action, Job, JobDetails, JobOptions, JobState
 from portico.schedulers.slurm import control, history, queue, site, submit, text
 from portico.schedulers.slurm.command import Result
 from portico.schedulers.slurm.refusals import TABLE, translate
@@ -224,6 +224,52 @@ def test_partitions_have_doors(place: site.Site) -> None:
     assert "batch" not in change(deny_accounts=frozenset({"proj1", "proj2"}))
 
 
+def test_reservations() -> None:
+    assert site.list_reservations().parse(load("show-reservation-nothing")) == []
+    course, later, shared, unnamed = site.list_reservations().parse(load("show-reservation"))
+    assert course.name == "course" and course.users == ("alice",) and course.node_names == ("n1",)
+    assert course.begins and course.ends and (course.ends - course.begins).total_seconds() == 7200
+    assert (
+        later.partition == "short"
+        and later.accounts == ("demo",)
+        and later.begins == datetime(2030, 1, 1, 8, tzinfo=UTC)
+    )
+    assert shared.groups == ("bob",) and (unnamed.name, unnamed.users) == ("bob_4", ("-bob",))
+    assert b"m ain,t" in load("show-reservation").stdout, "sbatch would take it for two; it is not offered"
+    nasty = b"ReservationName=a=b c\nReservationName=--x\nnonsense\nReservationName=ok\n"
+    assert [one.name for one in site.list_reservations().parse(Result(0, nasty))] == ["ok"]
+    with pytest.raises(Unavailable):
+        site.list_reservations().parse(Result(1, b"", b"Unable to contact slurm controller (connect failure)\n"))
+
+
+def test_a_reservation_is_offered_to_whom_it_may_be_for(place: site.Site) -> None:
+    accounts = [dataclasses.replace(one, account="demo") if one.user == "bob" else one for one in place.associations]
+    reserved = dataclasses.replace(
+        place,
+        reservations=tuple(site.list_reservations().parse(load("show-reservation"))),
+        associations=tuple(accounts),
+    )
+
+    def find(user: str, groups: list[str]) -> dict[str, tuple[str, ...]]:
+        return {offer.partition: offer.reservations for offer in reserved.find_offers(user, groups)}
+
+    assert find("alice", []) == {"batch": ("course", "bob_4"), "closed": (), "short": ("course", "bob_4")}
+    assert find("bob", ["bob"]) == {"batch": ("shared",), "closed": ("shared",), "short": ("later",)}
+
+
+def test_a_reservation_that_is_not_there_is_said_before() -> None:
+    known = site.list_reservations().parse(load("show-reservation"))
+    site.refuse_unknown("course,later", known)
+    with pytest.raises(Invalid) as refused:
+        site.refuse_unknown("course,nope", known)
+    assert refused.value.field == "reservation" and "'nope'" in refused.value.message
+    for name in ("a b", "a\nb", "a;b", "--x", "a\0"):
+        request = dataclasses.replace(make_request(), options=JobOptions(reservation=name))
+        with pytest.raises(Invalid) as refused:
+            submit.submit(request)
+        assert refused.value.field == "reservation"
+
+
 def test_nodes(place: site.Site) -> None:
     node = place.nodes[0]
     assert node.name == "n1" and node.partitions == ("batch", "short") and node.cores == 4 and node.usable
@@ -264,7 +310,7 @@ def make_request(**changes: float) -> submit.JobRequest:
     ("dependency", Invalid, "dependency"), ("array", Invalid, "array"), ("reservation", Invalid, "reservation"),
     ("begin", Invalid, "begin"), ("tasks", Invalid, ""), ("licence", Invalid, ""),
     ("script-shebang", Invalid, "script"), ("script-crlf", Invalid, "script"), ("script-empty", Invalid, "script"),
-    ("script-nul", Invalid, "script"),
+    ("script-nul", Invalid, "script"), ("reservation-access", Invalid, "reservation"),
 ])  # fmt: skip
 def test_a_refused_submission_says_what_to_change(name: str, error: type[PorticoError], field: str) -> None:
     with pytest.raises(error) as refused:
