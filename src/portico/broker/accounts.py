@@ -16,7 +16,7 @@ import subprocess
 from typing import Any, Final
 
 from portico.config import USER_GROUP, Config
-from portico.errors import Conflict, NotFound, Unavailable
+from portico.errors import Conflict, NotFound, PorticoError, Unavailable
 from portico.model import USER_NAME
 
 TOOL_TIMEOUT_S: Final = 30
@@ -69,7 +69,8 @@ def make_account(name: str, config: Config) -> dict[str, Any]:
         account, made = get_account(name, config), False
     except NotFound:
         # useradd reads -K values from login.defs(5). `--` is not needed: the name can't begin with a dash.
-        _run(
+        _run_useradd(
+            name, config,
             "/usr/sbin/useradd", "--create-home", "--base-dir", config.home_base, "--shell", "/bin/bash",
             "--user-group", "--groups", USER_GROUP, "--no-log-init", "-K", f"UID_MIN={config.uid_min}", "-K",
             f"UID_MAX={config.uid_max}", "-K", f"GID_MIN={config.uid_min}", "-K", f"GID_MAX={config.uid_max}",
@@ -77,6 +78,17 @@ def make_account(name: str, config: Config) -> dict[str, Any]:
         )  # fmt: skip
         account, made = get_account(name, config), True
     return {"uid": account.pw_uid, "home": account.pw_dir, "made": made}
+
+
+def _run_useradd(name: str, config: Config, *argv: str) -> None:
+    try:
+        _run(*argv)
+    except Unavailable:
+        # On a full disk the account is there and its home is not (useradd(8), 12); nobody would make it later.
+        with contextlib.suppress(PorticoError):
+            if not os.path.lexists(get_account(name, config).pw_dir):
+                _run("/usr/sbin/userdel", name)
+        raise
 
 
 def lock_account(name: str, locked: bool, config: Config) -> None:

@@ -114,18 +114,20 @@ class Broker:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's to answer
-        signal.signal(signal.SIGCHLD, self._reap)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # not ignored: it ends select()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(woken, selectors.EVENT_READ, lambda sock: sock.recv(4096))
         while not self._stopping:
             for key, _ in self._selector.select(10):
                 with contextlib.suppress(BlockingIOError):
                     key.data(key.fileobj)
+            self._reap()
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
-    def _reap(self, *_: object) -> None:
+    def _reap(self) -> None:
+        """Let ended agents go, between two requests: in a signal handler it would take what a tool's end tells."""
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

@@ -18,10 +18,10 @@ from typing import Final
 from portico import wire
 from portico.accounts import Accounts
 from portico.config import Config
-from portico.errors import Conflict, NotFound, PorticoError
+from portico.errors import Conflict, NotFound, PorticoError, Unavailable
 from portico.events.access import KEEPER
 from portico.events.claims import seat_waiting
-from portico.events.programs import render_put, run
+from portico.events.programs import render_complete, render_put, run
 from portico.events.summary import summarise
 from portico.model import Event, EventState, Role, Seat, SeatState, UserState
 from portico.sessions import BrokerMachine, Sessions
@@ -180,6 +180,7 @@ class Keeper:
         self._making.add(seat.name)
         try:
             await self._machine.make(seat.name)
+            await self._complete(seat)
             trouble = await self._furnish(event, seat)
         finally:
             self._making.discard(seat.name)
@@ -210,6 +211,17 @@ class Keeper:
         elif user.role is not Role.PARTICIPANT:
             raise Conflict(f"There is a user {seat.name} already.", why="They are no participant.")
         return event
+
+    async def _complete(self, seat: Seat) -> None:
+        """See that a seat's home is whole.
+
+        Raises:
+            Unavailable: It is not; the seat is not given to anybody yet.
+        """
+        try:
+            await run(self._machine, seat.name, render_complete())
+        except Unavailable as error:
+            raise Unavailable("The seat's home can't be written.", why=error.why or error.message) from error
 
     async def _furnish(self, event: Event, seat: Seat) -> str:
         """Copy the hand-outs and run the start command; return what failed, for the organiser."""

@@ -17,6 +17,45 @@ UPLOADS: Final = "Uploads"
 ANSWER_S: Final = 10.0
 STDOUT_LIMIT_BYTES: Final = 4096
 
+# On a full disk useradd leaves homes whose files are cut off, and says nothing. What it began is completed; a file that
+# somebody has changed is left alone. Then some room is asked for, as it will be needed.
+_COMPLETE: Final = """
+import os, sys
+home, skeleton = os.environ["HOME"], "/etc/skel"
+
+def write(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+try:
+    os.chdir(home)
+    for folder, _, names in os.walk(skeleton):
+        for name in names:
+            source = os.path.join(folder, name)
+            target = os.path.join(home, os.path.relpath(source, skeleton))
+            if not os.path.isfile(source) or not os.access(source, os.R_OK):
+                continue
+            with open(source, "rb") as file:
+                wanted = file.read()
+            found = None
+            if os.path.isfile(target):
+                with open(target, "rb") as file:
+                    found = file.read()
+            if found is None or found != wanted and wanted.startswith(found):
+                os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
+                write(target, wanted)
+    room = ".portico-room"
+    try:
+        write(room, bytes(1 << 16))
+    finally:
+        if os.path.lexists(room):
+            os.unlink(room)
+except OSError as error:
+    sys.exit(error.strerror)
+"""
+
 # Writes beside the file and renames, so that none is ever half there; a link in the file's place is not followed.
 # With an offset it goes on with a part that has come before: the name of the part is the same for the same upload.
 _PUT: Final = """
@@ -50,6 +89,11 @@ except OSError as error:
         pass
     sys.exit(error.strerror)
 """
+
+
+def render_complete() -> list[str]:
+    """Return the argv that completes a home which was made a moment ago, or says why that can't be."""
+    return ["/usr/bin/python3", "-I", "-S", "-c", _COMPLETE]
 
 
 def render_put(folder: str, name: str, *, part: str = "put", offset: int = 0, last: bool = True) -> list[str]:

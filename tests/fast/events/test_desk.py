@@ -23,7 +23,7 @@ def home(world: EventWorld) -> Path:
     """The home of the one who sits on ev1-01."""
     world.make_event(seats=2)
     assert world.claim().seat_name == "ev1-01"
-    (world.machine.homes / "ev1-01").mkdir(parents=True)
+    (world.machine.homes / "ev1-01").mkdir(parents=True, exist_ok=True)
     return world.machine.homes / "ev1-01"
 
 

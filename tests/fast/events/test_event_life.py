@@ -206,7 +206,7 @@ def test_removing_a_seat_really_removes(world: EventWorld) -> None:
     name = world.claim().seat_name
     token = world.sign_in(name)
     session = world.run(world.events.desk.start(world.seat(name), "school", "shell"))
-    (world.machine.homes / name).mkdir(parents=True)
+    assert (world.machine.homes / name).is_dir()
     world.run(world.events.seats.remove(world.olga, "school", name))
     assert f"user:{name}" in cuts
     with pytest.raises(PorticoError):

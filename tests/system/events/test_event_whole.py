@@ -74,11 +74,11 @@ class Guest:
         self.http = httpx.Client(base_url=portico.url, headers={"Origin": portico.url}, timeout=60)
         self.name = self.secret = ""
 
-    def register(self) -> str:
+    def register(self, **more: str) -> str:
         page = self.http.get("/e/school/register").text
         token = re.search(r'name="token" value="([\w-]+)"', page)
         assert token, page
-        form = {"token": token[1], "field-name": "Ada", "accept-0": "1"}
+        form = {"token": token[1], "field-name": "Ada", "accept-0": "1"} | more
         answer = self.http.post("/e/school/register", data=form)
         if answer.status_code != 303:
             return answer.text
