@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guest import Guest
 from running import RunningPortico, find_reason_to_skip, wait_until
-from test_event_whole import Guest
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pwd
-import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from guest import Guest
 from running import RunningPortico, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -65,27 +65,6 @@ def event(portico: RunningPortico, names: list[str], tmp_path_factory: pytest.Te
 
 def list_seats(portico: RunningPortico) -> dict[str, dict[str, Any]]:
     return {seat["name"]: seat for seat in json.loads(portico.cli("event", "seats", "school", "--json").stdout)}
-
-
-class Guest:
-    """A browser that registers."""
-
-    def __init__(self, portico: RunningPortico) -> None:
-        self.http = httpx.Client(base_url=portico.url, headers={"Origin": portico.url}, timeout=60)
-        self.name = self.secret = ""
-
-    def register(self, **more: str) -> str:
-        page = self.http.get("/e/school/register").text
-        token = re.search(r'name="token" value="([\w-]+)"', page)
-        assert token, page
-        form = {"token": token[1], "field-name": "Ada", "accept-0": "1"} | more
-        answer = self.http.post("/e/school/register", data=form)
-        if answer.status_code != 303:
-            return answer.text
-        card = self.http.get("/e/school/card").text
-        self.name = str(re.search(r'<code class="typed">([\w-]+)<', card)[1])  # type: ignore[index]
-        self.secret = str(re.search(r'id="secret">([\w-]+)<', card)[1])  # type: ignore[index]
-        return self.name
 
 
 @pytest.fixture(scope="module")
