@@ -146,7 +146,8 @@ class Archives:
     def _describe(self, event: Event, told: dict[str, str]) -> str:
         whole = sum(said.startswith(WHOLE) for said in told.values())
         head = f"{event.title} ({event.slug}), {self._clock():%Y-%m-%d %H:%M} UTC"
-        return f"{head}\n{whole} of {len(told)} seats are whole.\n\n{_list(told)}"
+        advice = "What is in a seat's archive its participant decided: unpack it as you would a stranger's."
+        return f"{head}\n{whole} of {len(told)} seats are whole.\n{advice}\n\n{_list(told)}"
 
 
 WHOLE: Final = "whole"
