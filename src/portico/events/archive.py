@@ -108,6 +108,7 @@ class Archives:
             size = 0
             for number, name in enumerate(names, 1):
                 await self._rows.read(lambda tx: _get_open(tx, who, event.slug))  # it may have changed meanwhile
+                self._fetched[event.id] = Progress(name, number, len(names), size)
                 async with contextlib.aclosing(self._add(archive, name, told)) as pieces:
                     async for data in pieces:
                         size += len(data)

@@ -107,6 +107,18 @@ def test_it_acts_for_nobody_but_portals_users(house: RunningPortico, alice: Pers
     assert f'agent {{"user": "{outsider}"}}' in read_audit(house)
 
 
+def test_a_tool_that_fails_is_heard(house: RunningPortico) -> None:
+    name = house.get_name("taken")
+    subprocess.run(["groupadd", name], check=True)  # useradd(8), 9: the name of its group is taken
+    try:
+        (said,) = ask(house, [request("account_make", user=name)])
+        assert said["error"]["code"] == "unavailable" and f"group {name} exists" in said["error"]["why"]
+        with pytest.raises(KeyError):
+            pwd.getpwnam(name)
+    finally:
+        subprocess.run(["groupdel", name], check=True)
+
+
 GOOD_CELL = {"name": "a" * 12, "cores": 1, "memory_bytes": 1 << 30}
 
 
