@@ -8,7 +8,6 @@ import json
 import os
 import pwd
 import secrets
-import shutil
 import signal
 import subprocess
 import tarfile
@@ -206,7 +205,6 @@ def test_all_of_a_full_disk_comes_down(
         assert own.content[:2] == b"\x1f\x8b"
     assert "all.zip" in done.stderr and path.stat().st_mode & 0o777 == 0o600
     assert not list(tmp_path.glob("*.part"))
-    subprocess.run(["unzip", "-tqq", str(path)], check=True) if shutil.which("unzip") else None
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         for name in seats:
