@@ -6,6 +6,7 @@ The page has no script and asks for nothing; its one stylesheet stands in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from html import escape
 from typing import Final
 
@@ -20,8 +21,9 @@ HEIGHT: Final = 120
 def render_plot(plot: Plot) -> str:
     """Return a plot as a figure; its colours are the stylesheet's, the names of its lines stand beside their colour."""
     most = max(max(line.values) for line in plot.lines)
+    step = (plot.ends - plot.begins) / max(len(plot.lines[0].values) - 1, 1)
     lines = "".join(
-        f'<polyline class="line-{number}" points="{draw_line(list(map(float, line.values)), most, WIDTH, HEIGHT)}"/>'
+        f'<polyline class="line-{number}" points="{_draw(line, plot.begins, step, most)}"/>'
         for number, line in enumerate(plot.lines)
     )
     label = escape(f"{plot.title}: {'; '.join(map(_describe, plot.lines))}")
@@ -39,6 +41,11 @@ def render_plot(plot: Plot) -> str:
         f"{lines}</svg></div>"
         f'<div class="span">{times}</div><figcaption><ul>{names}</ul></figcaption></figure>'
     )
+
+
+def _draw(line: Line, begins: datetime, step: timedelta, most: float) -> str:
+    points = [(begins + number * step, float(value)) for number, value in enumerate(line.values)]
+    return draw_line(points, most, WIDTH, HEIGHT)
 
 
 def _describe(line: Line) -> str:
