@@ -5,7 +5,6 @@ from alembic import op
 
 revision = "0009"
 down_revision = "0008"
-down_revision = "0007"
 branch_labels = None
 depends_on = None
 
