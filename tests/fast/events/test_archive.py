@@ -98,7 +98,7 @@ def test_a_seat_that_fails_is_named_and_the_rest_goes_on(
 def test_a_seat_that_says_nothing_is_given_up(
     world: EventWorld, homes: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_one(monkeypatch, "ev1-01", "sleep 30")
+    break_one(monkeypatch, "ev1-01", "sleep 3")
     monkeypatch.setattr("portico.events.homes.SILENT_S", 0.3)
     with fetch(world) as archive:
         assert "ev1-01: not here: It took too long" in archive.read("PROBLEMS.txt").decode()

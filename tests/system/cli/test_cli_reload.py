@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from person import TerminalClient
-from running import RunningPortico, find_free_ports, wait_for_exit, wait_until
+from running import INSTALL_DIR, RunningPortico, find_free_ports, wait_for_exit, wait_until
 from websockets.exceptions import ConnectionClosed
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -230,7 +230,7 @@ def test_a_closed_terminal_ends_portico_instead_of_reloading_it(
     argv = [
         "setsid", "--ctty", *portico.get_command(), "up", "--no-install", "--admin", f"{portico.prefix}other",
         "--port", str(port), "--run-dir", folders[0], "--state-dir", folders[1],
-        "--install-dir", "/opt/portico", "--instance", f"{portico.instance}b",
+        "--install-dir", str(INSTALL_DIR), "--instance", f"{portico.instance}b",
     ]  # fmt: skip
     said: list[bytes] = []
     closing = threading.Event()
@@ -241,7 +241,12 @@ def test_a_closed_terminal_ends_portico_instead_of_reloading_it(
                 with contextlib.suppress(OSError):
                     said.append(os.read(window, 4096))
 
-    process = subprocess.Popen(argv, stdin=program, stdout=program, stderr=program, env=portico.get_env())
+    def hear_hangups() -> None:  # whoever started the tests may have had them ignored (nohup(1))
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        argv, stdin=program, stdout=program, stderr=program, env=portico.get_env(), preexec_fn=hear_hangups
+    )
     os.close(program)
     reader = threading.Thread(target=read, daemon=True)
     reader.start()

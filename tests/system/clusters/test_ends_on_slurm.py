@@ -82,6 +82,6 @@ def test_names_that_nobody_can_read_disturb_no_session(site: Site) -> None:
     session = site.start_ready()
     page = site.alice.http.get("/jobs?cluster=demo")
     assert page.status_code == 200 and session["id"] not in site.bob.http.get("/jobs?cluster=demo").text
-    assert "lines" in site.bob.http.get("/jobs?cluster=demo").text
+    wait_until(lambda: "lines" in site.bob.http.get("/jobs?cluster=demo").text, 30, "bob's job in his table")
     site.slurm.run("scancel", site.list_jobs(session["id"])[0])
     assert site.alice.wait(session["id"], "ended", 60)["reason"] == "cancelled"
