@@ -267,7 +267,7 @@ def test_a_seat_whose_tar_dies_is_named_and_the_rest_is_whole(
         problems = archive.read("PROBLEMS.txt").decode()
         assert problems.startswith(f"{large}: broken off after") and len(problems.splitlines()) == 1
         assert "home/course/who" in read_names(archive, seats[2])
-        with pytest.raises(EOFError):
+        with pytest.raises((EOFError, tarfile.ReadError)):  # whichever part of it was cut
             read_names(archive, large)
     done = portico.cli("event", "archive", "school", str(tmp_path / "again.zip"), "--seat", large)
     with zipfile.ZipFile(tmp_path / "again.zip") as archive:
