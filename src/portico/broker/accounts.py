@@ -13,6 +13,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from typing import Any, Final
 
 from portico.config import USER_GROUP, Config
@@ -60,14 +61,18 @@ def list_groups(account: pwd.struct_passwd) -> list[int]:
     return [gid for gid in os.getgrouplist(account.pw_name, account.pw_gid) if gid >= GID_MIN]
 
 
-def make_account(name: str, config: Config) -> dict[str, Any]:
-    """Make an account, unless it is there: own group, locked password, home 0700."""
+def make_account(name: str, config: Config, before: Callable[[], None]) -> dict[str, Any]:
+    """Make an account, unless it is there: own group, locked password, home 0700.
+
+    ``before`` is called where there is something to make, and may refuse: each session's start asks for its account.
+    """
     if not config.multi_user:
         account = get_account(name, config)
         return {"uid": account.pw_uid, "home": account.pw_dir, "made": False}
     try:
         account, made = get_account(name, config), False
     except NotFound:
+        before()
         # useradd reads -K values from login.defs(5). `--` is not needed: the name can't begin with a dash.
         _run_useradd(
             name, config,

@@ -210,8 +210,7 @@ class Broker:
         return {"processes": self._cells.end(args["name"])}, []
 
     def _make(self, args: Json) -> Answer:
-        self._changes.take()
-        return accounts.make_account(args["user"], self._config), []
+        return accounts.make_account(args["user"], self._config, self._changes.take), []
 
     def _lock(self, args: Json) -> Answer:
         self._changes.take()

@@ -107,6 +107,12 @@ def test_it_acts_for_nobody_but_portals_users(house: RunningPortico, alice: Pers
     assert f'agent {{"user": "{outsider}"}}' in read_audit(house)
 
 
+def test_who_has_an_account_is_not_turned_away_for_many_that_were_made(house: RunningPortico, alice: Person) -> None:
+    """Each start of a session asks for the account: 120 in a minute are a workshop, and change nothing."""
+    said = ask(house, [request("account_make", user=house.get_name("alice"))] * 120)
+    assert all(one["ok"]["made"] is False for one in said)
+
+
 def test_a_tool_that_fails_is_heard(house: RunningPortico) -> None:
     name = house.get_name("taken")
     subprocess.run(["groupadd", name], check=True)  # useradd(8), 9: the name of its group is taken
