@@ -41,7 +41,7 @@ def render_for_app(request: Request, *, address: str, scheme: str) -> bytes:
     """Return the lines of ``request``'s headers as an app gets them, without body framing."""
     lines = [_render_for_app(field) if field.to_app is None else field.to_app for field in _pass_on(request)]
     if request.upgrade:
-        lines += [_render(field) for field in request.headers if field.key in _WEBSOCKET_REQUEST]
+        lines += [_render(field) for field in _pass_on(request) if field.key in _WEBSOCKET_REQUEST]
         lines.append(b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
     return b"".join((_render_host(request), *lines, _render_ours(address, scheme)))
 

@@ -66,8 +66,10 @@ class Listening:
 
     def trusts(self, address: str) -> bool:
         """Return whether ``address`` is a proxy of ours."""
-        if not self.trusted_proxies or address in self.trusted_proxies:
-            return bool(self.trusted_proxies)
+        if not self.trusted_proxies:
+            return False
+        if address in self.trusted_proxies:
+            return True
         return any("/" in one and _is_within(address, one) for one in self.trusted_proxies)
 
 
