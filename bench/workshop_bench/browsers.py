@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import shutil
-import signal
-import sys
 import time
-from pathlib import Path
 from typing import Any, Final
 
 from playwright.async_api import Browser, Error, Page, async_playwright
 
-from workshop_bench.clients import Event, Visit, parse_plan
+from workshop_bench.clients import Event, Visit, work
 from workshop_bench.person import COLUMNS, LOST_S, PROMPT, WORDS
 
 OPEN_S: Final = 30.0
@@ -153,15 +149,5 @@ async def stay_all(visits: list[Visit]) -> list[Event]:
     return events
 
 
-def main() -> None:
-    """Read the plan, do it, write the result, and wait to be ended."""
-    plan, result = (Path(name) for name in sys.argv[1:3])
-    events = asyncio.run(stay_all(parse_plan(plan.read_text())))
-    written = result.with_suffix(".new")
-    written.write_text(json.dumps(events))
-    written.rename(result)
-    signal.pause()
-
-
 if __name__ == "__main__":
-    main()
+    work(stay_all)

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -125,10 +126,10 @@ async def stay_all(visits: list[Visit]) -> list[Event]:
     return events
 
 
-def main() -> None:
-    """Read the plan, do it, write the result, and wait to be ended."""
+def work(live: Callable[[list[Visit]], Coroutine[Any, Any, list[Event]]]) -> None:
+    """Read the plan that the arguments name, do it, write the result, and wait to be ended."""
     plan, result = (Path(name) for name in sys.argv[1:3])
-    events = asyncio.run(stay_all(parse_plan(plan.read_text())))
+    events = asyncio.run(live(parse_plan(plan.read_text())))
     written = result.with_suffix(".new")
     written.write_text(json.dumps(events))
     written.rename(result)
@@ -136,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    work(stay_all)
